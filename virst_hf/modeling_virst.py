@@ -1,0 +1,530 @@
+"""VIRST as a Transformers model: a video and any number of expressions to the masks of every frame, or to text."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin
+
+from .configuration_virst import VirstConfig
+from .errors import VirstError
+from .modeling_base import VirstModel, VirstPreTrainedModel
+from .modeling_outputs import VirstOutput, VirstSegmentationOutput, VirstVideoFeatures
+from .modules.frame_store import FrameStore
+from .modules.rotary import module_dtype
+from .modules.text import pad_rows, shared_prefix_length, states_after_prefix, unpad_rows
+from .modules.tracker import AnchorMemory, track_video
+from .objective import (
+    SupervisedFrames,
+    mask_objective,
+    select_target,
+    supervised_frames,
+    token_objective,
+    track_sample,
+)
+from .sampling import inference_anchors
+
+__all__ = ["VirstForVideoSegmentation", "VirstModel", "VirstPreTrainedModel"]
+
+
+class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
+    """
+    VIRST: reasoning video object segmentation.
+
+    Args:
+        config ([`VirstConfig`]): Its sizes.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from virst_hf.untrained import untrained_model, untrained_processor
+    >>> model, processor = untrained_model().eval(), untrained_processor()
+    >>> video = np.zeros((10, 48, 64, 3), dtype=np.uint8)
+    >>> inputs = processor(videos=video, text=["the red ball", "the dog that sits"])
+    >>> outputs = model.segment(**inputs)
+    >>> results = processor.post_process_video_segmentation(outputs)
+    >>> len(results), results[0]["masks"].shape
+    (2, torch.Size([10, 48, 64]))
+
+    ```
+    """
+
+    # Our loss is a mean over samples: the Trainer must divide it by the accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: VirstConfig) -> None:
+        super().__init__(config)
+        self.model = VirstModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.model.set_input_embeddings(value)
+
+    # --- videos ------------------------------------------------------------------------------------------------------
+    def encode_video(
+        self,
+        pixel_values_videos: Tensor,
+        num_vlm_frames: Tensor,
+        sam_pixel_values: Tensor | None = None,
+        num_frames: Tensor | None = None,
+        seg_frame_indices: Tensor | None = None,
+        num_seg_frames: Tensor | None = None,
+        keep_frames: bool = True,
+        supervised: Sequence[Sequence[int]] | None = None,
+        frames_per_batch: int = 4,
+        **_: object,
+    ) -> list[VirstVideoFeatures]:
+        """Everything about the videos of a batch that does not depend on an expression.
+
+        Each video goes through the vision tower once, each frame through the SAM encoder once. The result may be
+        given to [`~VirstForVideoSegmentation.segment`] and [`~VirstForVideoSegmentation.generate`] as `features`,
+        any number of times.
+
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(sum of T_vlm, 3, height, width)`):
+                Normalised frames of the VLM view, one video after the other.
+            num_vlm_frames (`torch.LongTensor` of shape `(num_videos,)`): `T_vlm` of each; 1 for a still image.
+            sam_pixel_values (`torch.Tensor` of shape `(sum of T, 3, S, S)`): `uint8` frames of the SAM view.
+            num_frames (`torch.LongTensor` of shape `(num_videos,)`): T of each video.
+            seg_frame_indices (`torch.LongTensor` of shape `(sum of T_seg,)`): Source frame of each `T_seg` frame.
+            num_seg_frames (`torch.LongTensor` of shape `(num_videos,)`): `T_seg` of each.
+            keep_frames (`bool`, *optional*, defaults to `True`):
+                Encode all frames now and hold their features, for reuse: about 17 MB a frame at full size in float32.
+                `False` holds the `T_seg` frames and encodes the others as tracking reaches them.
+            supervised (`Sequence[Sequence[int]]`, *optional*):
+                For training: the source frames of each video that will be decoded. Only they keep their finer maps.
+            frames_per_batch (`int`, *optional*, defaults to 4): Frames that go through the SAM encoder together.
+
+        Returns:
+            `list[VirstVideoFeatures]`: One a video.
+
+        Raises:
+            VirstError: The counts do not fit the tensors.
+        """
+        self._check_video_inputs(pixel_values_videos, num_vlm_frames, sam_pixel_values, num_frames)
+        clips = pixel_values_videos.split(num_vlm_frames.tolist())
+        embeds = [self.model.get_video_features(clip) for clip in clips]
+        if sam_pixel_values is None:
+            return [VirstVideoFeatures(tokens, len(clip) == 1) for tokens, clip in zip(embeds, clips, strict=True)]
+        out = []
+        seg_indices = self._split_seg_indices(seg_frame_indices, num_seg_frames, len(clips))
+        for i, pixels in enumerate(sam_pixel_values.split(num_frames.tolist())):
+            pinned = range(len(pixels)) if keep_frames else seg_indices[i]
+            detailed = None if supervised is None else supervised[i]
+            store = FrameStore(self.model.segmenter, pixels, pinned, detailed, frames_per_batch)
+            features = VirstVideoFeatures(
+                video_embeds=embeds[i],
+                is_image=len(clips[i]) == 1,
+                seg_features=store.seg_features(seg_indices[i]),
+                seg_frame_indices=seg_indices[i],
+                num_frames=len(pixels),
+                frames=store,
+            )
+            out.append(features)
+        return out
+
+    def _check_video_inputs(
+        self, clips: Tensor, num_vlm_frames: Tensor, pixels: Tensor | None, num_frames: Tensor | None
+    ) -> None:
+        """Raise a `VirstError` where counts, sizes and tensors do not fit together."""
+        parts = [("pixel_values_videos", clips, num_vlm_frames, self.config.vision_config.image_size)]
+        if pixels is not None:
+            parts.append(("sam_pixel_values", pixels, num_frames, self.config.segmenter_config.image_size))
+        for name, tensor, counts, side in parts:
+            if counts is None or len(tensor) != int(counts.sum()):
+                total = "are missing" if counts is None else f"add up to {int(counts.sum())}"
+                raise VirstError(f"{name} has {len(tensor)} frames, but the counts of frames {total}.")
+            if tuple(tensor.shape[1:]) != (3, side, side):
+                raise VirstError(
+                    f"{name} has shape {tuple(tensor.shape)}, but this model takes (frames, 3, {side}, {side}). Load "
+                    "the processor that was saved with the model."
+                )
+
+    def group_texts(
+        self, input_ids: Tensor, attention_mask: Tensor | None, video_indices: Tensor | None, num_videos: int
+    ) -> tuple[list[Tensor], list[list[int]]]:
+        """Texts without padding, and for each video the texts about it."""
+        rows = unpad_rows(input_ids, attention_mask)
+        if video_indices is None:
+            if num_videos not in (1, len(rows)):
+                raise VirstError(f"{len(rows)} texts about {num_videos} videos: say which with video_indices.")
+            video_indices = torch.zeros(len(rows)) if num_videos == 1 else torch.arange(len(rows))
+        owners = [int(i) for i in video_indices]
+        if len(owners) != len(rows) or any(not 0 <= i < num_videos for i in owners):
+            raise VirstError(
+                f"video_indices {owners} does not name one of {num_videos} videos for each of {len(rows)} texts."
+            )
+        return rows, [[i for i, owner in enumerate(owners) if owner == video] for video in range(num_videos)]
+
+    # --- segmentation ------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def segment(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        video_indices: Tensor | None = None,
+        features: Sequence[VirstVideoFeatures] | VirstVideoFeatures | None = None,
+        original_sizes: Tensor | None = None,
+        **video_inputs: Tensor,
+    ) -> VirstSegmentationOutput:
+        """Masks of every frame for each expression. All expressions on one video share its features and its prefix.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(num_expressions, length)`): Prompts, [SEG] answer included.
+            attention_mask (`torch.Tensor` of shape `(num_expressions, length)`, *optional*): 1 where a token is real.
+            video_indices (`torch.LongTensor` of shape `(num_expressions,)`, *optional*): Video of each expression.
+            features (`list[VirstVideoFeatures]`, *optional*): Features from `encode_video`, instead of pixels.
+            original_sizes (`torch.LongTensor` of shape `(num_videos, 2)`, *optional*): Passed on to the output.
+            **video_inputs: The processor's video tensors, as `encode_video` takes them.
+
+        Returns:
+            [`VirstSegmentationOutput`]: Low-resolution logits and scores.
+        """
+        features = self._resolve_features(features, video_inputs)
+        rows, groups = self.group_texts(input_ids, attention_mask, video_indices, len(features))
+        results: dict[int, tuple[Tensor, Tensor, Tensor, list[int]]] = {}
+        for video, group in zip(features, groups, strict=True):
+            if group:
+                self._check_seg_tokens([rows[i] for i in group])
+                results.update(zip(group, self._segment_video(video, [rows[i] for i in group]), strict=True))
+        owners = [video for i in range(len(rows)) for video, group in enumerate(groups) if i in group]
+        logits, scores, ious, anchors = zip(*(results[i] for i in range(len(rows))), strict=True)
+        return VirstSegmentationOutput(
+            mask_logits=logits,
+            object_scores=scores,
+            iou_scores=ious,
+            anchor_indices=anchors,
+            video_indices=torch.tensor(owners),
+            original_sizes=original_sizes,
+        )
+
+    def _resolve_features(
+        self, features: Sequence[VirstVideoFeatures] | VirstVideoFeatures | None, video_inputs: dict[str, Tensor]
+    ) -> list[VirstVideoFeatures]:
+        """Features that were given, or those of the given pixels, held no longer than needed."""
+        if isinstance(features, VirstVideoFeatures):
+            return [features]
+        if features is not None:
+            return list(features)
+        if any(video_inputs.get(name) is None for name in ("sam_pixel_values", "pixel_values_videos")):
+            raise VirstError("No video: give the processor's video tensors, or `features` from encode_video().")
+        return self.encode_video(**video_inputs, keep_frames=False)
+
+    def _check_seg_tokens(self, rows: Sequence[Tensor]) -> None:
+        wanted = self.config.fusion_config.num_seg_tokens
+        for row in rows:
+            found = int((row == self.config.seg_token_id).sum())
+            if found != wanted:
+                raise VirstError(
+                    f"A prompt has {found} [SEG] tokens, expected {wanted}. Make it with the processor "
+                    '(task="segment" or "explain").'
+                )
+
+    def _seg_states(self, video: VirstVideoFeatures, rows: Sequence[Tensor]) -> Tensor:
+        """Hidden states at the [SEG] positions, `(len(rows), num_seg_tokens, text_width)`; the prefix is shared."""
+        embeds = self.model.embed_text(rows, video.video_embeds, video.seg_features)
+        prefix = shared_prefix_length(rows, self.config.video_token_id)
+        if prefix and any(bool((row[:prefix] == self.config.seg_token_id).any()) for row in rows):
+            prefix = 0
+        hidden = states_after_prefix(self.model.language_model, embeds, prefix)
+        is_seg = [row[prefix:] == self.config.seg_token_id for row in rows]
+        return torch.stack([hidden[i, : len(seg)][seg.to(hidden.device)] for i, seg in enumerate(is_seg)])
+
+    def _prompts(self, video: VirstVideoFeatures, seg_states: Tensor) -> Tensor:
+        """Prompts `(num_expressions, num_seg_tokens, T_seg, C)` on the segmenter's device."""
+        maps = video.seg_features
+        return self.model.prompt_decoder(seg_states.to(maps.device, module_dtype(self.model.prompt_decoder)), maps)
+
+    def _segment_video(
+        self, video: VirstVideoFeatures, rows: Sequence[Tensor]
+    ) -> list[tuple[Tensor, Tensor, Tensor, list[int]]]:
+        """Logits, object scores, IoU scores and anchors of each expression on one video, tracked in lockstep."""
+        prompts = self._prompts(video, self._seg_states(video, rows))
+        anchors: dict[int, Tensor] = {}
+        for position in inference_anchors(len(video.seg_frame_indices), self.config.anchor_config.anchor_stride):
+            # In a padded video several positions are the same source frame: the first of them is the anchor.
+            anchors.setdefault(video.seg_frame_indices[position], prompts[:, :, position])
+        length = video.num_frames if video.is_image else max(video.num_frames, self.config.anchor_config.min_frames)
+        memory = self._memory(length, future_pointers=False, multimask=self.config.segmenter_config.multimask_output)
+        side = self.config.segmenter_config.low_res_size
+        logits = torch.empty(len(rows), video.num_frames, side, side)
+        scores, ious = torch.empty(2, len(rows), video.num_frames).unbind(0)
+        for index, masks in track_video(memory, video.frames, video.num_frames, anchors):
+            logits[:, index] = masks.gated_logits.cpu()
+            scores[:, index], ious[:, index] = masks.object_scores.cpu(), masks.iou_scores.cpu()
+        return [(logits[i], scores[i], ious[i], sorted(anchors)) for i in range(len(rows))]
+
+    def _memory(self, num_frames: int, future_pointers: bool, multimask: bool) -> AnchorMemory:
+        alpha = self.config.anchor_config.num_anchors
+        return AnchorMemory(self.model.segmenter, num_frames, alpha, future_pointers, multimask)
+
+    # --- text --------------------------------------------------------------------------------------------------------
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        video_indices: Tensor | None = None,
+        features: Sequence[VirstVideoFeatures] | VirstVideoFeatures | None = None,
+        original_sizes: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        num_vlm_frames: Tensor | None = None,
+        sam_pixel_values: Tensor | None = None,
+        num_frames: Tensor | None = None,
+        seg_frame_indices: Tensor | None = None,
+        num_seg_frames: Tensor | None = None,
+        **generate_kwargs,
+    ) -> Tensor:
+        """Answer in text. Questions go through the vision tower only; no frame is encoded for segmentation.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(num_texts, length)`): Prompts of the processor's task `"ask"`.
+            attention_mask (`torch.Tensor` of shape `(num_texts, length)`, *optional*): 1 where a token is real.
+            video_indices (`torch.LongTensor` of shape `(num_texts,)`, *optional*): Video of each text.
+            features (`list[VirstVideoFeatures]`, *optional*): Features from `encode_video`, instead of pixels.
+            original_sizes (`torch.LongTensor`, *optional*): Not used; the processor gives it.
+            pixel_values_videos (`torch.Tensor`, *optional*): VLM view, as for `encode_video`.
+            num_vlm_frames (`torch.LongTensor`, *optional*): As for `encode_video`.
+            sam_pixel_values (`torch.Tensor`, *optional*): Not used for questions.
+            num_frames (`torch.LongTensor`, *optional*): Not used for questions.
+            seg_frame_indices (`torch.LongTensor`, *optional*): Not used for questions.
+            num_seg_frames (`torch.LongTensor`, *optional*): Not used for questions.
+            **generate_kwargs: Arguments of [`~transformers.GenerationMixin.generate`], such as `max_new_tokens`.
+
+        Returns:
+            `torch.LongTensor` of shape `(num_texts, new_length)`: The new tokens only, where there is a video.
+        """
+        if input_ids is None or (features is None and pixel_values_videos is None):
+            return super().generate(input_ids, attention_mask=attention_mask, **generate_kwargs)
+        with torch.no_grad():
+            if features is None:
+                features = self.encode_video(pixel_values_videos, num_vlm_frames)
+            features = [features] if isinstance(features, VirstVideoFeatures) else list(features)
+            rows, groups = self.group_texts(input_ids, attention_mask, video_indices, len(features))
+            if any(bool((row == self.config.seg_token_id).any()) for row in rows):
+                raise VirstError("These prompts hold [SEG] tokens: use segment() or segment_and_explain() for them.")
+            embeds = self._embed_texts(features, groups, rows)
+        return self._continue(embeds, **generate_kwargs)
+
+    def _continue(self, embeds: Sequence[Tensor], **generate_kwargs) -> Tensor:
+        """Generate after the given embeddings; padding stands in front."""
+        inputs_embeds, mask = pad_rows(embeds, left=True)
+        return super().generate(inputs_embeds=inputs_embeds, attention_mask=mask, **generate_kwargs)
+
+    @torch.no_grad()
+    def segment_and_explain(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        video_indices: Tensor | None = None,
+        features: Sequence[VirstVideoFeatures] | VirstVideoFeatures | None = None,
+        original_sizes: Tensor | None = None,
+        generate_kwargs: dict | None = None,
+        max_new_tokens: int = 64,
+        **video_inputs: Tensor,
+    ) -> VirstSegmentationOutput:
+        """Masks, and in `sequences` the ids of the explanation that follows the [SEG] answer.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(num_expressions, length)`): Prompts of the task `"explain"`.
+            attention_mask (`torch.Tensor` of shape `(num_expressions, length)`, *optional*): 1 where a token is real.
+            video_indices (`torch.LongTensor` of shape `(num_expressions,)`, *optional*): Video of each expression.
+            features (`list[VirstVideoFeatures]`, *optional*): Features from `encode_video`, instead of pixels.
+            original_sizes (`torch.LongTensor` of shape `(num_videos, 2)`, *optional*): Passed on to the output.
+            generate_kwargs (`dict`, *optional*): Further arguments of `generate`.
+            max_new_tokens (`int`, *optional*, defaults to 64): Longest explanation, in tokens.
+            **video_inputs: The processor's video tensors, as `encode_video` takes them.
+
+        Returns:
+            [`VirstSegmentationOutput`]: As `segment`, with `sequences`.
+        """
+        features = self._resolve_features(features, video_inputs)
+        output = self.segment(input_ids, attention_mask, video_indices, features, original_sizes)
+        rows, groups = self.group_texts(input_ids, attention_mask, video_indices, len(features))
+        embeds = self._embed_texts(features, groups, rows)
+        output.sequences = self._continue(embeds, max_new_tokens=max_new_tokens, **(generate_kwargs or {}))
+        return output
+
+    # --- training ----------------------------------------------------------------------------------------------------
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        video_indices: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        num_vlm_frames: Tensor | None = None,
+        sam_pixel_values: Tensor | None = None,
+        num_frames: Tensor | None = None,
+        seg_frame_indices: Tensor | None = None,
+        num_seg_frames: Tensor | None = None,
+        original_sizes: Tensor | None = None,
+        labels: Tensor | None = None,
+        mask_labels: Sequence[Tensor | None] | None = None,
+        anchor_indices: Sequence[Sequence[int] | None] | None = None,
+        propagation_indices: Sequence[Sequence[int] | None] | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: object | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        return_dict: bool | None = None,
+    ) -> VirstOutput | tuple:
+        """The language model, and with `labels` or `mask_labels` the losses of Eq. 16.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(num_texts, length)`, *optional*): Prompts.
+            attention_mask (`torch.Tensor` of shape `(num_texts, length)`, *optional*): 1 where a token is real.
+            video_indices (`torch.LongTensor` of shape `(num_texts,)`, *optional*): Video of each text.
+            pixel_values_videos (`torch.Tensor`, *optional*): As for `encode_video`, and so the next five.
+            num_vlm_frames (`torch.LongTensor`, *optional*): `T_vlm` of each video.
+            sam_pixel_values (`torch.Tensor`, *optional*): SAM view; in training the `T_seg` frames are enough.
+            num_frames (`torch.LongTensor`, *optional*): Frames of each video in `sam_pixel_values`.
+            seg_frame_indices (`torch.LongTensor`, *optional*): Frame of each of the `T_seg` frames.
+            num_seg_frames (`torch.LongTensor`, *optional*): `T_seg` of each video.
+            original_sizes (`torch.LongTensor`, *optional*): Not used; the processor gives it.
+            labels (`torch.LongTensor` of shape `(num_texts, length)`, *optional*):
+                Ids of supervised tokens, -100 elsewhere. [SEG] is left out of the loss even where it is labelled.
+            mask_labels (`Sequence[torch.Tensor]`, *optional*):
+                For each text masks `(T_seg, S, S)`, or `(number of supervised frames, S, S)`, or `None`.
+            anchor_indices (`Sequence[Sequence[int]]`, *optional*):
+                For each text, positions among the `T_seg` frames that are anchors. Drawn by Alg. 1 in training mode
+                and set by Alg. 2 (all other frames propagated) in evaluation mode when not given.
+            propagation_indices (`Sequence[Sequence[int]]`, *optional*):
+                For each text, further supervised positions; none where only `anchor_indices` are given.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, length, text_width)`, *optional*):
+                Embeddings instead of ids, for generation.
+            position_ids (`torch.LongTensor`, *optional*): Positions, for generation.
+            past_key_values (`Cache`, *optional*): Keys and values, for generation.
+            use_cache (`bool`, *optional*): Whether to return keys and values.
+            logits_to_keep (`int`, *optional*, defaults to 0): Only the last logits; 0 keeps all.
+            return_dict (`bool`, *optional*): `False` returns a tuple.
+
+        Returns:
+            [`VirstOutput`] or `tuple`: Losses where asked for, logits otherwise.
+        """
+        output, which, features = VirstOutput(), None, []
+        if pixel_values_videos is None:
+            if mask_labels is not None:
+                raise VirstError("mask_labels need a video: give the processor's video tensors as well.")
+            if inputs_embeds is None:
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+        else:
+            rows, groups = self.group_texts(input_ids, attention_mask, video_indices, len(num_vlm_frames))
+            seg_indices = self._split_seg_indices(seg_frame_indices, num_seg_frames, len(groups))
+            which = self._choose_frames(groups, seg_indices, mask_labels, anchor_indices, propagation_indices)
+            features = self.encode_video(
+                pixel_values_videos,
+                num_vlm_frames,
+                sam_pixel_values,
+                num_frames,
+                seg_frame_indices,
+                num_seg_frames,
+                keep_frames=False,
+                supervised=[
+                    sorted({seg_indices[v][p] for i in group if which[i] for p in which[i].frames})
+                    for v, group in enumerate(groups)
+                ],
+            )
+            labels = None if labels is None else pad_rows(unpad_rows(labels, attention_mask), fill=-100)[0]
+            inputs_embeds, attention_mask = pad_rows(self._embed_texts(features, groups, rows))
+        decoded = self.model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+        hidden, output.past_key_values = decoded.last_hidden_state, decoded.past_key_values
+        if labels is None:
+            output.logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+        else:
+            output.token_loss = token_objective(self.config, self.lm_head, hidden, list(labels))
+        if mask_labels is not None:
+            self._mask_losses(output, features, groups, rows, hidden, which, mask_labels)
+        parts = [output.token_loss, output.bce_loss, output.dice_loss, output.occlusion_loss, output.iou_loss]
+        parts = [part for part in parts if part is not None]
+        if parts:
+            output.loss = sum(part.to(parts[0].device) for part in parts)
+        return output if return_dict is not False else output.to_tuple()
+
+    def _split_seg_indices(
+        self, seg_frame_indices: Tensor | None, num_seg_frames: Tensor | None, num_videos: int
+    ) -> list[list[int]]:
+        """Source frames of the `T_seg` frames of each video; empty for videos without a SAM view."""
+        if seg_frame_indices is None:
+            return [[] for _ in range(num_videos)]
+        return [part.tolist() for part in seg_frame_indices.split(num_seg_frames.tolist())]
+
+    def _embed_texts(
+        self, features: Sequence[VirstVideoFeatures], groups: list[list[int]], rows: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Embeddings of all texts, in their order."""
+        texts: dict[int, Tensor] = {}
+        for video, group in zip(features, groups, strict=True):
+            parts = self.model.embed_text([rows[i] for i in group], video.video_embeds, video.seg_features)
+            texts.update(zip(group, parts, strict=True))
+        return [texts[i] for i in range(len(rows))]
+
+    def _choose_frames(
+        self,
+        groups: list[list[int]],
+        seg_indices: list[list[int]],
+        mask_labels: Sequence[Tensor | None] | None,
+        anchors: Sequence[Sequence[int] | None] | None,
+        propagation: Sequence[Sequence[int] | None] | None,
+    ) -> dict[int, SupervisedFrames | None]:
+        """Supervised positions of each text; `None` for a text without masks."""
+        which: dict[int, SupervisedFrames | None] = {}
+        for group, seg in zip(groups, seg_indices, strict=True):
+            for i in group:
+                given = mask_labels is not None and mask_labels[i] is not None
+                which[i] = (
+                    supervised_frames(
+                        self.config,
+                        len(seg),
+                        self.training,
+                        anchors[i] if anchors is not None else None,
+                        propagation[i] if propagation is not None else None,
+                    )
+                    if given
+                    else None
+                )
+        return which
+
+    def _mask_losses(
+        self,
+        output: VirstOutput,
+        features: Sequence[VirstVideoFeatures],
+        groups: list[list[int]],
+        rows: Sequence[Tensor],
+        hidden: Tensor,
+        which: dict[int, SupervisedFrames | None],
+        mask_labels: Sequence[Tensor | None],
+    ) -> None:
+        """Fill in the mask terms: averaged over all texts, those without masks counting as zero."""
+        segmenter, side = self.model.segmenter, self.config.segmenter_config.image_size
+        totals: list[Tensor] | None = None
+        logits, scores, frames = [], [], []
+        for video, group in zip(features, groups, strict=True):
+            for i in (i for i in group if which[i] is not None):
+                self._check_seg_tokens([rows[i]])
+                states = hidden[i, : len(rows[i])][(rows[i] == self.config.seg_token_id).to(hidden.device)]
+                target = select_target(mask_labels[i], which[i], len(video.seg_frame_indices), side)
+                masks = track_sample(self.config, segmenter, video, self._prompts(video, states[None])[0], which[i])
+                parts = mask_objective(self.config, segmenter, masks, target)
+                totals = parts if totals is None else [a + b for a, b in zip(totals, parts, strict=True)]
+                logits.append(masks.logits)
+                scores.append(masks.object_scores)
+                frames.append(which[i].frames)
+        if totals is None:
+            totals = [hidden.sum() * 0.0] * 4
+        terms = [total / len(rows) for total in totals]
+        output.bce_loss, output.dice_loss, output.occlusion_loss, output.iou_loss = terms
+        output.mask_logits, output.object_scores = tuple(logits), tuple(scores)
+        output.supervised_frames = tuple(frames)

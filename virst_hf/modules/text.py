@@ -1,0 +1,88 @@
+"""Helpers around the language model: padding rows of embeddings, and one prefix shared by many expressions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["pad_rows", "shared_prefix_length", "states_after_prefix", "unpad_rows"]
+
+
+def unpad_rows(values: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
+    """Rows of a padded batch without their padding, on whichever side it is.
+
+    Args:
+        values (`torch.Tensor` of shape `(batch_size, length, ...)`): The batch.
+        attention_mask (`torch.Tensor` of shape `(batch_size, length)`, *optional*): 1 where a token is real.
+
+    Returns:
+        `list[torch.Tensor]`: One tensor of shape `(length_i, ...)` a row.
+    """
+    if attention_mask is None:
+        return list(values)
+    return [row[keep] for row, keep in zip(values, attention_mask.bool(), strict=True)]
+
+
+def pad_rows(rows: Sequence[Tensor], left: bool = False, fill: float = 0) -> tuple[Tensor, Tensor]:
+    """Stack rows of different length, padded on one side.
+
+    Args:
+        rows (`Sequence[torch.Tensor]`): Tensors of shape `(length_i, width)`.
+        left (`bool`, *optional*, defaults to `False`): Whether the padding stands in front (for generation).
+        fill (`float`, *optional*, defaults to 0): What the padding holds.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: `(batch_size, length, ...)` and the attention mask
+        `(batch_size, length)`, `int64`.
+    """
+    length = max(len(row) for row in rows)
+    out = rows[0].new_full((len(rows), length, *rows[0].shape[1:]), fill)
+    mask = torch.zeros(len(rows), length, dtype=torch.long, device=rows[0].device)
+    for i, row in enumerate(rows):
+        place = slice(length - len(row), length) if left else slice(0, len(row))
+        out[i, place], mask[i, place] = row, 1
+    return out, mask
+
+
+def shared_prefix_length(rows: Sequence[Tensor], video_token_id: int) -> int:
+    """Tokens up to the end of the video placeholders, if all rows begin alike; else 0.
+
+    Args:
+        rows (`Sequence[torch.Tensor]`): Token ids, each of shape `(length_i,)`.
+        video_token_id (`int`): Id of the placeholder.
+
+    Returns:
+        `int`: Length of the common prefix; at least one token of each row is left behind it.
+    """
+    places = (rows[0] == video_token_id).nonzero()
+    end = int(places[-1]) + 1 if len(places) else 0
+    prefix = rows[0][:end]
+    alike = all(len(row) > end and torch.equal(row[:end], prefix) for row in rows)
+    return end if alike else 0
+
+
+def states_after_prefix(language_model: nn.Module, rows: Sequence[Tensor], prefix_length: int) -> Tensor:
+    """Hidden states behind a prefix that all rows share: the prefix is computed once, its keys and values are reused.
+
+    Args:
+        language_model (`torch.nn.Module`): A decoder of `transformers` that takes `inputs_embeds`.
+        rows (`Sequence[torch.Tensor]`): Embeddings of shape `(length_i, width)`, equal in the first `prefix_length`.
+        prefix_length (`int`): Length of the prefix; 0 runs each row on its own from the start.
+
+    Returns:
+        `torch.Tensor` of shape `(len(rows), max length - prefix_length, width)`: Final norm included; rows are padded
+        on the right.
+    """
+    suffix, mask = pad_rows([row[prefix_length:] for row in rows])
+    if prefix_length == 0:
+        return language_model(inputs_embeds=suffix, attention_mask=mask, use_cache=False).last_hidden_state
+    cache = language_model(inputs_embeds=rows[0][None, :prefix_length], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(rows))
+    positions = torch.arange(prefix_length, prefix_length + suffix.shape[1], device=suffix.device)
+    return language_model(
+        inputs_embeds=suffix,
+        attention_mask=torch.cat((mask.new_ones(len(rows), prefix_length), mask), dim=1),
+        position_ids=positions[None].expand(len(rows), -1),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
