@@ -292,7 +292,7 @@ class VirstFusionConfig(VirstBaseConfig):
     """
 
     model_type = "virst_fusion"
-    base_config_key = "fusion_config"
+    base_config_key = "st_fusion_config"
 
     num_seg_tokens: int = 10
     num_heads: int = 8
@@ -349,7 +349,7 @@ class VirstConfig(VirstBaseConfig):
         vision_config (`VirstVisionConfig` or `dict`, *optional*): The vision tower.
         text_config (`Qwen2Config` or `dict`, *optional*): The language model.
         segmenter_config (`VirstSegmenterConfig` or `dict`, *optional*): SAM 2.1.
-        fusion_config (`VirstFusionConfig` or `dict`, *optional*): Both Spatio-Temporal Fusions.
+        st_fusion_config (`VirstFusionConfig` or `dict`, *optional*): Both Spatio-Temporal Fusions.
         anchor_config (`VirstAnchorConfig` or `dict`, *optional*): Anchors and propagation frames.
         seg_token_id (`int`, *optional*, defaults to 151646): Id of `[SEG]`, a row of the embedding.
         video_token_id (`int`, *optional*, defaults to 151647):
@@ -378,14 +378,14 @@ class VirstConfig(VirstBaseConfig):
         "vision_config": VirstVisionConfig,
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2", init_kwargs=RELEASE_TEXT_CONFIG),
         "segmenter_config": VirstSegmenterConfig,
-        "fusion_config": VirstFusionConfig,
+        "st_fusion_config": VirstFusionConfig,
         "anchor_config": VirstAnchorConfig,
     }
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     segmenter_config: dict | PreTrainedConfig | None = None
-    fusion_config: dict | PreTrainedConfig | None = None
+    st_fusion_config: dict | PreTrainedConfig | None = None
     anchor_config: dict | PreTrainedConfig | None = None
     seg_token_id: int = 151646
     video_token_id: int = 151647
@@ -399,7 +399,7 @@ class VirstConfig(VirstBaseConfig):
 
     def check_sizes(self) -> None:
         """Raise a `ConfigError` where the parts do not fit together."""
-        segmenter, fusion, text = self.segmenter_config, self.fusion_config, self.text_config
+        segmenter, fusion, text = self.segmenter_config, self.st_fusion_config, self.text_config
         width = segmenter.hidden_size
         require(
             width % fusion.num_heads == 0 and width // fusion.num_heads >= 6,

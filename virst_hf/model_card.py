@@ -63,8 +63,8 @@ def model_card_text(config: VirstConfig) -> str:
         trunk_width=segmenter.trunk_embed_dim,
         seg_width=segmenter.hidden_size,
         seg_size=segmenter.image_size,
-        num_seg=config.fusion_config.num_seg_tokens,
-        initial="on" if config.fusion_config.use_initial_fusion else "off",
+        num_seg=config.st_fusion_config.num_seg_tokens,
+        initial="on" if config.st_fusion_config.use_initial_fusion else "off",
         alpha=config.anchor_config.num_anchors,
     )
 

@@ -78,7 +78,7 @@ class VirstModel(VirstPreTrainedModel):
 
     def __init__(self, config: VirstConfig) -> None:
         super().__init__(config)
-        vision, text, fusion = config.vision_config, config.text_config, config.fusion_config
+        vision, text, fusion = config.vision_config, config.text_config, config.st_fusion_config
         width = config.segmenter_config.hidden_size
         self.vision_tower = VirstVisionTower(vision)
         self.projector = VirstProjector(
@@ -166,7 +166,7 @@ class VirstModel(VirstPreTrainedModel):
             `list[torch.Tensor]`: Embeddings `(length_i, text_width)`.
         """
         table = self.get_input_embeddings()
-        fused = self.config.fusion_config.use_initial_fusion and seg_features is not None
+        fused = self.config.st_fusion_config.use_initial_fusion and seg_features is not None
         embeds = []
         for row in rows:
             row = row.to(table.weight.device)

@@ -218,7 +218,7 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
         return self.encode_video(**video_inputs, keep_frames=False)
 
     def _check_seg_tokens(self, rows: Sequence[Tensor]) -> None:
-        wanted = self.config.fusion_config.num_seg_tokens
+        wanted = self.config.st_fusion_config.num_seg_tokens
         for row in rows:
             found = int((row == self.config.seg_token_id).sum())
             if found != wanted:
@@ -408,7 +408,7 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
         Returns:
             [`VirstOutput`] or `tuple`: Losses where asked for, logits otherwise.
         """
-        output, which, features = VirstOutput(), None, []
+        which, features = None, []
         if pixel_values_videos is None:
             if mask_labels is not None:
                 raise VirstError("mask_labels need a video: give the processor's video tensors as well.")
@@ -440,17 +440,21 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             use_cache=use_cache,
         )
-        hidden, output.past_key_values = decoded.last_hidden_state, decoded.past_key_values
-        if labels is None:
-            output.logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        else:
-            output.token_loss = token_objective(self.config, self.lm_head, hidden, list(labels))
+        hidden = decoded.last_hidden_state
+        parts: dict[str, Tensor] = {}
+        if labels is not None:
+            parts["token_loss"] = token_objective(self.config, self.lm_head, hidden, list(labels))
+        tracked = {}
         if mask_labels is not None:
-            self._mask_losses(output, features, groups, rows, hidden, which, mask_labels)
-        parts = [output.token_loss, output.bce_loss, output.dice_loss, output.occlusion_loss, output.iou_loss]
-        parts = [part for part in parts if part is not None]
-        if parts:
-            output.loss = sum(part.to(parts[0].device) for part in parts)
+            terms, tracked = self._mask_losses(features, groups, rows, hidden, which, mask_labels)
+            parts.update(terms)
+        output = VirstOutput(
+            loss=sum(part.to(hidden.device) for part in parts.values()) if parts else None,
+            **parts,
+            logits=self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden) if labels is None else None,
+            **tracked,
+            past_key_values=decoded.past_key_values,
+        )
         return output if return_dict is not False else output.to_tuple()
 
     def _split_seg_indices(
@@ -499,15 +503,14 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
 
     def _mask_losses(
         self,
-        output: VirstOutput,
         features: Sequence[VirstVideoFeatures],
         groups: list[list[int]],
         rows: Sequence[Tensor],
         hidden: Tensor,
         which: dict[int, SupervisedFrames | None],
         mask_labels: Sequence[Tensor | None],
-    ) -> None:
-        """Fill in the mask terms: averaged over all texts, those without masks counting as zero."""
+    ) -> tuple[dict[str, Tensor], dict[str, tuple]]:
+        """The mask terms, averaged over all texts (those without masks count as zero), and what was tracked."""
         segmenter, side = self.model.segmenter, self.config.segmenter_config.image_size
         totals: list[Tensor] | None = None
         logits, scores, frames = [], [], []
@@ -524,7 +527,11 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
                 frames.append(which[i].frames)
         if totals is None:
             totals = [hidden.sum() * 0.0] * 4
-        terms = [total / len(rows) for total in totals]
-        output.bce_loss, output.dice_loss, output.occlusion_loss, output.iou_loss = terms
-        output.mask_logits, output.object_scores = tuple(logits), tuple(scores)
-        output.supervised_frames = tuple(frames)
+        names = ("bce_loss", "dice_loss", "occlusion_loss", "iou_loss")
+        terms = {name: total / len(rows) for name, total in zip(names, totals, strict=True)}
+        tracked = {
+            "mask_logits": tuple(logits),
+            "object_scores": tuple(scores),
+            "supervised_frames": tuple(frames),
+        }
+        return terms, tracked

@@ -1,0 +1,57 @@
+"""Shared fixtures: the small untrained model, its processor and a short clip."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads():
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def processor():
+    from virst_hf.untrained import untrained_processor
+
+    return untrained_processor()
+
+
+@pytest.fixture(scope="session")
+def shared_model():
+    """The small model. A test must not change it; take `model` for that."""
+    from virst_hf.untrained import untrained_model
+
+    return untrained_model()
+
+
+@pytest.fixture
+def model(shared_model):
+    import copy
+
+    return copy.deepcopy(shared_model)
+
+
+def make_clip(num_frames=12, height=48, width=64, seed=0):
+    """A textured background with a moving bright square, uint8 (num_frames, height, width, 3)."""
+    rng = np.random.default_rng(seed)
+    frames = np.repeat(rng.integers(0, 120, (1, height, width, 3), dtype=np.uint8), num_frames, axis=0)
+    for t in range(num_frames):
+        left = (3 * t) % (width - 16)
+        frames[t, 10:26, left : left + 16] = (220, 60, 40)
+    return frames
+
+
+@pytest.fixture(scope="session")
+def clip():
+    return make_clip()
+
+
+@pytest.fixture(scope="session")
+def clip_maker():
+    return make_clip

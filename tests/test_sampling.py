@@ -1,0 +1,99 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virst_hf.errors import VirstError
+from virst_hf.sampling import (
+    bin_centres,
+    closest_anchors,
+    inference_anchors,
+    sample_training_frames,
+    seg_frame_positions,
+    vlm_frame_indices,
+)
+
+
+@given(st.integers(1, 5000), st.integers(1, 64))
+def test_bin_centres_match_the_formula(length, bins):
+    assert bin_centres(length, bins) == [int(np.floor((i + 0.5) * length / bins)) for i in range(bins)]
+
+
+@given(st.integers(1, 5000))
+def test_vlm_frames(num_frames):
+    indices = vlm_frame_indices(num_frames)
+    assert len(indices) == min(64, max(num_frames, 8)) // 4 * 4
+    assert indices == sorted(indices) and indices[0] >= 0 and indices[-1] <= num_frames - 1
+    if num_frames >= 8:
+        assert len(set(indices)) == len(indices)
+    else:
+        assert indices == [min(i, num_frames - 1) for i in range(8)]
+
+
+def test_examples_worked_out_by_hand():
+    assert vlm_frame_indices(10) == [0, 1, 3, 4, 5, 6, 8, 9]
+    assert vlm_frame_indices(128)[:3] == [1, 3, 5]
+    assert seg_frame_positions(64)[:3] == [1, 3, 5] and len(seg_frame_positions(64)) == 32
+    assert seg_frame_positions(16) == list(range(16))
+    assert inference_anchors(16) == [0, 5, 10, 15]
+    assert inference_anchors(12) == [0, 6, 11]  # 5.5 rounds to the even 6
+    assert inference_anchors(20) == [0, 5, 10, 14, 19]  # 4.75, 9.5 (to the even 10), 14.25
+    assert inference_anchors(3) == [0]
+
+
+@given(st.integers(1, 64), st.integers(1, 8))
+def test_inference_anchors_match_linspace(num_seg, stride):
+    count = max(1, num_seg // stride)
+    want = torch.linspace(0, num_seg - 1, count, dtype=torch.float64).round().long().tolist()
+    assert inference_anchors(num_seg, stride) == want
+
+
+@given(st.integers(-5, 70), st.sets(st.integers(0, 64), min_size=1), st.integers(1, 10))
+def test_closest_anchors_are_the_nearest(frame, anchors, alpha):
+    chosen = closest_anchors(frame, list(anchors), alpha)
+    assert chosen == sorted(chosen) and len(chosen) == min(alpha, len(anchors))
+    rest = set(anchors) - set(chosen)
+    worst = max((abs(k - frame), k) for k in chosen)
+    assert all((abs(k - frame), k) > worst for k in rest)
+
+
+def brute_force_propagation(anchors, num_seg, before, after):
+    out = set()
+    for t in range(num_seg):
+        if t not in anchors and any(-before <= t - k <= after for k in anchors):
+            out.add(t)
+    return sorted(out)
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 3), st.integers(0, 6), st.integers(0, 999))
+def test_training_frames_follow_algorithm_1(num_seg, alpha, before, after, seed):
+    anchors, propagation = sample_training_frames(num_seg, alpha, before, after, random.Random(seed))
+    assert len(anchors) == len(set(anchors)) == min(alpha, num_seg)
+    assert propagation == brute_force_propagation(anchors, num_seg, before, after)
+    assert sample_training_frames(num_seg, alpha, before, after, random.Random(seed)) == (anchors, propagation)
+
+
+def test_training_anchors_are_uniform():
+    rng = random.Random(0)
+    counts = np.zeros(8)
+    for _ in range(4000):
+        counts[sample_training_frames(8, 2, rng=rng)[0]] += 1
+    assert abs(counts - 1000).max() < 150
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: vlm_frame_indices(0),
+        lambda: vlm_frame_indices(5, max_frames=2),
+        lambda: bin_centres(4, 0),
+        lambda: inference_anchors(0),
+        lambda: sample_training_frames(0),
+    ],
+)
+def test_bad_sizes_are_refused(call):
+    with pytest.raises(VirstError, match="found|has 0|are 4|must"):
+        call()
