@@ -1,0 +1,60 @@
+"""Entry point of the command `virst`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ..errors import VirstError
+from ..version import __version__
+from . import ask, convert, info, segment
+
+__all__ = ["main", "make_parser"]
+
+COMMANDS = {"segment": segment, "ask": ask, "convert": convert, "info": info}
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that puts a usage error on one line and leaves the usage to `--help`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and leave with exit code 2."""
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command with all its sub-commands; takes neither torch nor transformers."""
+    parser = OneLineParser(prog="virst", description="Segment in a video what a sentence describes.")
+    parser.add_argument("--version", action="version", version=f"virst_hf {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for command in COMMANDS.values():
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): Arguments; by default those of the process.
+
+    Returns:
+        `int`: 0, or 2 after bad input, which was told in one line on stderr, or 130 when interrupted.
+    """
+    args = make_parser().parse_args(argv)
+    try:
+        COMMANDS[args.command].run(args)
+    except (VirstError, OSError) as error:
+        # Transformers and the Hub client raise OSError for a model that is not there, over several lines.
+        print(f"virst {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"virst {args.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Options that several commands share, and the loading that goes with them."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..modeling_virst import VirstForVideoSegmentation
+    from ..processing_virst import VirstProcessor
+    from ..video_io import VideoSource
+
+__all__ = ["add_model_options", "add_video_options", "load", "open_selected_frames", "quiet"]
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_video_options(parser: argparse.ArgumentParser) -> None:
+    """Add VIDEO, `--start`, `--end` and `--stride`."""
+    parser.add_argument("video", metavar="VIDEO", help="video file, folder of frames, or image")
+    parser.add_argument("--start", type=int, default=0, metavar="N", help="first frame (default 0)")
+    parser.add_argument("--end", type=int, metavar="N", help="frame to stop before (default: the end)")
+    parser.add_argument("--stride", type=int, default=1, metavar="N", help="take every N-th frame (default 1)")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`, `--device` and `--dtype`."""
+    parser.add_argument("--model", required=True, metavar="M", help="folder of a checkpoint, or its name on the Hub")
+    parser.add_argument("--device", help="such as cpu or cuda:0 (default: CUDA where there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as saved)")
+
+
+def quiet() -> None:
+    """Keep tables, bars and retry notes of Transformers and the Hub client out; what they tell is an error here."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+
+
+def open_selected_frames(args: argparse.Namespace) -> "VideoSource":
+    """Open VIDEO with the frames that `--start`, `--end` and `--stride` choose."""
+    from ..video_io import open_video
+
+    return open_video(args.video, start=args.start, end=args.end, stride=args.stride)
+
+
+def load(args: argparse.Namespace) -> tuple["VirstProcessor", "VirstForVideoSegmentation"]:
+    """Load the processor and the model that `--model`, `--device` and `--dtype` name."""
+    from ..loading import load_model, load_processor
+
+    quiet()
+    return load_processor(args.model), load_model(args.model, device=args.device, dtype=args.dtype)

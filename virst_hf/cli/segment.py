@@ -1,0 +1,199 @@
+"""`virst segment VIDEO TEXT [TEXT ...]`: masks of what each sentence describes, in every frame of a video."""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import VirstError
+from .options import add_model_options, add_video_options, load, open_selected_frames
+
+if TYPE_CHECKING:
+    from ..modeling_outputs import VirstSegmentationOutput
+    from ..modeling_virst import VirstForVideoSegmentation
+    from ..processing_virst import VirstProcessor
+    from ..video_io import VideoSource
+
+__all__ = ["add_parser", "check_output", "output_folder", "run"]
+
+JSON_NAME = "masks.json"
+OVERLAY_NAME = "overlay.mp4"
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add the command to the parser of `virst`."""
+    parser = subparsers.add_parser(
+        "segment",
+        help="segment what sentences describe",
+        description=__doc__,
+        epilog="DIR/N/FRAME.png: mask (0 or 255, at the video's size) of expression N from 0 in frame FRAME from 0, "
+        "counted after --start and --stride; DIR/masks.json: the same as COCO RLE, with scores and frame times; "
+        "DIR/overlay.mp4: the masks drawn over the video.",
+    )
+    add_video_options(parser)
+    parser.add_argument("texts", metavar="TEXT", nargs="+", help="what to segment, a sentence or a question")
+    add_model_options(parser)
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results that DIR holds")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Segment, write the folder and say what was written.
+
+    Raises:
+        VirstError: An expression is empty, or DIR is in use.
+    """
+    for index, text in enumerate(args.texts):
+        if not text.strip():
+            raise VirstError(f"Expression {index} is empty: say what is to be segmented.")
+    output = check_output(args.output, args.overwrite)
+    video = open_selected_frames(args)
+    processor, model = load(args)
+    # The inputs stay on the CPU: the model fetches a few frames at a time, so a long video needs no more of a GPU.
+    inputs = processor(videos=video, text=args.texts)
+    with encoding_progress(model, video.num_frames):
+        outputs = model.segment(**inputs)
+    with output_folder(output) as folder:
+        write_results(folder, video, args.texts, processor, outputs)
+    expressions = "1 expression" if len(args.texts) == 1 else f"{len(args.texts)} expressions"
+    frames = "1 frame" if video.num_frames == 1 else f"{video.num_frames} frames"
+    print(f"Wrote the masks of {expressions} in {frames}, {JSON_NAME} and {OVERLAY_NAME} to {output}")
+
+
+def check_output(output: str, overwrite: bool) -> Path:
+    """Check, before any work is done, that the results can go to `output`.
+
+    Args:
+        output (`str`): The folder; it may be absent or empty.
+        overwrite (`bool`): Whether results in it may be replaced.
+
+    Returns:
+        `pathlib.Path`: The folder.
+
+    Raises:
+        VirstError: It is a file, it is not empty and `overwrite` is off, or it holds something else than results.
+    """
+    path = Path(output).expanduser()
+    if not path.exists():
+        return path
+    if not path.is_dir():
+        raise VirstError(f"--output {path} is a file, expected a folder.")
+    names = sorted(entry.name for entry in path.iterdir())
+    if names and not overwrite:
+        raise VirstError(f"--output {path} is not empty (it holds {names[0]}): choose another, or add --overwrite.")
+    # The folder is replaced as a whole, so nothing of the user's may be in it.
+    foreign = [name for name in names if name not in (JSON_NAME, OVERLAY_NAME) and not name.isdigit()]
+    if names and JSON_NAME not in names:
+        foreign = foreign or names
+    if foreign:
+        raise VirstError(f"--output {path} holds {foreign[0]}, which is no result of virst: choose another folder.")
+    return path
+
+
+@contextmanager
+def output_folder(output: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `output`, and move it to `output` once the block has ended well.
+
+    Args:
+        output (`pathlib.Path`): The folder that is to be written; one that is there is replaced.
+
+    Yields:
+        `pathlib.Path`: The temporary folder. It is removed when the block raises, and `output` is as it was.
+    """
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as holder:
+        folder, former = Path(holder) / "new", Path(holder) / "former"
+        folder.mkdir()
+        yield folder
+        if output.exists():
+            output.rename(former)
+        try:
+            folder.rename(output)
+        except OSError:
+            if former.exists():
+                former.rename(output)
+            raise
+
+
+@contextmanager
+def encoding_progress(model: "VirstForVideoSegmentation", num_frames: int) -> Iterator[None]:
+    """Show how many frames have gone through the SAM encoder, which takes most of the time and sees each frame once.
+
+    Args:
+        model ([`VirstForVideoSegmentation`]): The model that will segment.
+        num_frames (`int`): Frames of the video.
+    """
+    from tqdm import tqdm
+
+    with tqdm(total=num_frames, desc="segmenting", unit="frame") as bar:
+
+        def count(_module: Any, inputs: tuple, _output: Any) -> None:
+            bar.update(len(inputs[0]))
+
+        handle = model.model.segmenter.image_encoder.register_forward_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def write_results(
+    folder: Path,
+    video: "VideoSource",
+    texts: list[str],
+    processor: "VirstProcessor",
+    outputs: "VirstSegmentationOutput",
+) -> None:
+    """Write mask PNGs, masks.json and overlay.mp4; one frame of the video is in memory at a time."""
+    from tqdm import tqdm
+
+    from ..processing_virst import encode_rle
+    from ..rendering import VideoWriter, draw_overlay, write_json, write_mask
+
+    size = (video.height, video.width)
+    streams = [
+        processor.iter_masks(logits, scores, size)
+        for logits, scores in zip(outputs.mask_logits, outputs.object_scores, strict=True)
+    ]
+    for index in range(len(texts)):
+        (folder / str(index)).mkdir()
+    rles: list[list[dict[str, Any]]] = [[] for _ in texts]
+    frames = tqdm(zip(video, *streams, strict=True), desc="writing", unit="frame", total=video.num_frames)
+    with VideoWriter(folder / OVERLAY_NAME, *size, fps=video.fps) as writer:
+        for t, (frame, *masks) in enumerate(frames):
+            for index, mask in enumerate(masks):
+                write_mask(folder / str(index) / f"{t:05d}.png", mask)
+                rles[index].append(encode_rle(mask))
+            writer.write(draw_overlay(frame, masks, texts))
+    write_json(folder / JSON_NAME, describe(video, texts, outputs, rles))
+
+
+def describe(
+    video: "VideoSource",
+    texts: list[str],
+    outputs: "VirstSegmentationOutput",
+    rles: list[list[dict[str, Any]]],
+) -> dict[str, Any]:
+    """The content of masks.json."""
+    return {
+        "video": video.name,
+        "height": video.height,
+        "width": video.width,
+        "fps": video.fps,
+        "num_frames": video.num_frames,
+        "frame_times": list(video.frame_times),
+        "expressions": [
+            {
+                "index": index,
+                "text": text,
+                "object_scores": outputs.object_scores[index].tolist(),
+                "iou_scores": outputs.iou_scores[index].tolist(),
+                "anchor_frames": list(outputs.anchor_indices[index]),
+                "masks": rles[index],
+            }
+            for index, text in enumerate(texts)
+        ],
+    }

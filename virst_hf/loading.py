@@ -1,0 +1,189 @@
+"""Loads model and processor for the commands, and refuses what `from_pretrained` would only warn about.
+
+`from_pretrained` fills tensors that a checkpoint lacks with random numbers, and leaves out those that it does not
+know. Masks from such a model look like masks, so both end here with a list of the names.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import CheckpointError, VirstError
+
+if TYPE_CHECKING:
+    from .modeling_virst import VirstForVideoSegmentation
+    from .processing_virst import VirstProcessor
+
+__all__ = ["check_loading_info", "check_model_name", "load_model", "load_processor", "pick_device"]
+
+MODEL_TYPE = "virst"
+MOST_NAMES = 5
+
+
+def check_model_name(name: str | os.PathLike) -> str:
+    """Check that `name` is a folder with a VIRST checkpoint, or the name of one on the Hub.
+
+    Args:
+        name (`str` or `os.PathLike`): Folder, or `owner/name` on the Hub.
+
+    Returns:
+        `str`: The name, to be given to `from_pretrained`.
+
+    Raises:
+        CheckpointError: There is a file in place of the folder, the folder holds no VIRST model, or there is no such
+            folder and the Hub does not give a model of that name.
+    """
+    name = os.fspath(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _check_config_file(path / "config.json")
+        return str(path)
+    if path.exists():
+        raise CheckpointError(
+            f"{name} is a file, expected a folder with config.json and *.safetensors. "
+            "`virst convert` makes one from a released .pt file."
+        )
+    # On the Hub a name has at most one slash and starts with a letter or digit; "./model" and "~/model" do not.
+    if name.count("/") > 1 or not name[:1].isalnum() or name.endswith("/") or "\\" in name:
+        raise CheckpointError(f"There is no folder {name}. Expected a folder with config.json and *.safetensors.")
+    _check_config_file(_fetch_config(name))
+    return name
+
+
+def _fetch_config(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(hf_hub_download(name, "config.json"))
+    except (OSError, HFValidationError) as error:
+        raise CheckpointError(
+            f"There is no folder {name}, and the Hub gives no model of that name: {error}"
+        ) from error
+
+
+def _check_config_file(config_file: Path) -> None:
+    if not config_file.is_file():
+        raise CheckpointError(f"The folder {config_file.parent} has no config.json: it is no saved VIRST model.")
+    try:
+        content = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{config_file} is not JSON: {error}") from error
+    found = content.get("model_type") if isinstance(content, dict) else None
+    if found != MODEL_TYPE:
+        raise CheckpointError(f"{config_file} has model_type {found!r}, expected {MODEL_TYPE!r}.")
+
+
+def load_processor(name: str | os.PathLike) -> "VirstProcessor":
+    """Load the processor of a checkpoint.
+
+    Args:
+        name (`str` or `os.PathLike`): Folder, or `owner/name` on the Hub.
+
+    Returns:
+        [`VirstProcessor`]: The processor.
+
+    Raises:
+        CheckpointError: There is no VIRST checkpoint of that name.
+    """
+    from .processing_virst import VirstProcessor
+
+    return VirstProcessor.from_pretrained(check_model_name(name))
+
+
+def load_model(
+    name: str | os.PathLike, device: str | None = None, dtype: str | None = None
+) -> "VirstForVideoSegmentation":
+    """Load a model for inference, and fail on any tensor that is missing, unknown or of another shape.
+
+    Args:
+        name (`str` or `os.PathLike`): Folder, or `owner/name` on the Hub.
+        device (`str`, *optional*): Where it runs; by default the first CUDA device, or else the CPU.
+        dtype (`str`, *optional*):
+            `"float32"`, `"bfloat16"` or `"float16"`; by default the one that the checkpoint was saved in.
+
+    Returns:
+        [`VirstForVideoSegmentation`]: The model, in evaluation mode.
+
+    Raises:
+        CheckpointError: The checkpoint and its configuration do not fit together; the message lists the tensors.
+        ConfigError: The sizes in its configuration do not fit together.
+        VirstError: There is no such device.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    from .modeling_virst import VirstForVideoSegmentation
+
+    name = check_model_name(name)
+    place = pick_device(device)
+    try:
+        model, info = VirstForVideoSegmentation.from_pretrained(
+            name, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"The weights of {name} cannot be read: {error}. Fetch or convert them again."
+        ) from error
+    except StrictDataclassError as error:
+        raise CheckpointError(f"The config.json of {name} is not valid: {error}") from error
+    check_loading_info(name, info)
+    return model.to(place).eval()
+
+
+def check_loading_info(name: str, info: dict[str, Any]) -> None:
+    """Fail on any name in what `from_pretrained(..., output_loading_info=True)` gives.
+
+    Args:
+        name (`str`): The checkpoint, for the message.
+        info (`dict`): With `missing_keys`, `unexpected_keys` and `mismatched_keys`.
+
+    Raises:
+        CheckpointError: One of the three is not empty.
+    """
+    faults = []
+    if info["missing_keys"]:
+        faults.append(f"lacks {_listing(info['missing_keys'])}")
+    if info["unexpected_keys"]:
+        faults.append(f"has unknown {_listing(info['unexpected_keys'])}")
+    if info["mismatched_keys"]:
+        shapes = [f"{key} {tuple(found)} instead of {tuple(want)}" for key, found, want in info["mismatched_keys"]]
+        faults.append(f"has other shapes in {_listing(shapes)}")
+    if faults:
+        raise CheckpointError(
+            f"The checkpoint {name} does not fit its config.json: it {'; it '.join(faults)}. "
+            "Convert it again, or correct the sizes in config.json."
+        )
+
+
+def _listing(names: Any) -> str:
+    """How many names there are, and the first few of them."""
+    names = sorted(names)
+    shown = ", ".join(names[:MOST_NAMES])
+    rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}: {shown}{rest}"
+
+
+def pick_device(device: str | None) -> Any:
+    """The device to run on.
+
+    Args:
+        device (`str`, *optional*): Such as `"cpu"` or `"cuda:1"`; by default the first CUDA device, or else the CPU.
+
+    Returns:
+        `torch.device`: The device.
+
+    Raises:
+        VirstError: There is no such device.
+    """
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:
+        # torch raises AssertionError where it was built without CUDA.
+        reason = str(error).split("\n")[0]
+        raise VirstError(f"Cannot use the device {device!r}: {reason}") from error
