@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image
+
+from virst_hf import VideoError, VirstError, VirstVideoProcessor, open_video
+from virst_hf.sampling import seg_frame_positions, vlm_frame_indices
+
+KEYS = [
+    "pixel_values_videos",
+    "num_vlm_frames",
+    "sam_pixel_values",
+    "num_frames",
+    "seg_frame_indices",
+    "num_seg_frames",
+    "original_sizes",
+]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return VirstVideoProcessor(image_size=32, sam_image_size=64, tokens_per_clip=4)
+
+
+def normalise(x):
+    mean, std = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    return (x - mean) / std
+
+
+def test_both_views_pixel_by_pixel(small, clip):
+    views = small(clip)
+    assert list(views) == KEYS
+    vlm = [np.asarray(Image.fromarray(f).resize((32, 32), Image.BICUBIC)).astype(np.float32) / 255 for f in clip]
+    assert torch.equal(views["pixel_values_videos"], normalise(torch.from_numpy(np.stack(vlm)).permute(0, 3, 1, 2)))
+    sam = [np.asarray(TF.resize(Image.fromarray(f), [64, 64])) for f in clip]
+    assert views["sam_pixel_values"].dtype == torch.uint8
+    assert torch.equal(views["sam_pixel_values"], torch.from_numpy(np.stack(sam)).permute(0, 3, 1, 2))
+    assert views["original_sizes"].tolist() == [[48, 64]]
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5, 8, 11, 70, 400])
+def test_frames_of_the_views(small, clip_maker, num_frames):
+    video = clip_maker(num_frames=num_frames, height=10, width=20)
+    views = small(video)
+    vlm = vlm_frame_indices(num_frames)
+    assert int(views["num_vlm_frames"]) == len(vlm) == len(views["pixel_values_videos"])
+    assert int(views["num_frames"]) == num_frames == len(views["sam_pixel_values"])
+    want = [vlm[p] for p in seg_frame_positions(len(vlm))]
+    assert views["seg_frame_indices"].tolist() == want and int(views["num_seg_frames"]) == len(want)
+    last = small.vlm_view(Image.fromarray(video[vlm[-1]]))
+    assert torch.equal(views["pixel_values_videos"][-1], last)
+
+
+def test_still_image(small, clip):
+    for image in (clip[0], Image.fromarray(clip[0])):
+        views = small(image)
+        assert [int(views[k]) for k in ("num_vlm_frames", "num_frames", "num_seg_frames")] == [1, 1, 1]
+    assert small.num_video_tokens(1) == 4 and small.num_video_tokens(8) == 8 and small.num_video_tokens(64) == 64
+
+
+def test_several_videos_stand_one_behind_the_other(small, clip, clip_maker):
+    other = clip_maker(num_frames=9, height=30, width=20)
+    batch, one, two = small([clip, other]), small(clip), small(other)
+    for key in KEYS:
+        assert torch.equal(batch[key], torch.cat([one[key], two[key]]))
+
+
+def test_what_counts_as_one_video(small, clip, tmp_path):
+    paths = []
+    for i, frame in enumerate(clip):
+        paths.append(tmp_path / f"{i:05d}.png")
+        Image.fromarray(frame).save(paths[-1])
+    want = small(clip)["sam_pixel_values"]
+    for source in (list(clip), [Image.fromarray(f) for f in clip], paths, tmp_path, str(tmp_path), open_video(clip)):
+        assert torch.equal(small(source)["sam_pixel_values"], want)
+    assert small([clip, clip])["num_frames"].tolist() == [12, 12]
+    assert small([tmp_path, clip])["num_frames"].tolist() == [12, 12]
+    assert small([list(clip), list(clip)])["num_frames"].tolist() == [12, 12]
+
+
+@pytest.mark.parametrize("size", [(96, 54), (31, 47), (3, 2), (1, 1)])
+def test_portrait_and_odd_sizes(small, size):
+    views = small(np.zeros((3, *size, 3), np.uint8))
+    assert views["original_sizes"].tolist() == [list(size)] and views["sam_pixel_values"].shape == (3, 3, 64, 64)
+
+
+def test_frames_are_read_once_and_never_held(small, clip):
+    alive, most = [0], [0]
+
+    class Counted(np.ndarray):
+        def __del__(self):
+            alive[0] -= 1
+
+    def read():
+        for frame in clip:
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+            yield frame.view(Counted)
+
+    video = open_video(clip)
+    video.read = read
+    small(video)
+    assert most[0] <= 2  # the one at hand and the one that is just being replaced
+
+
+def test_metadata(small, clip):
+    (data,) = small(clip, return_metadata=True)["video_metadata"]
+    assert data["total_num_frames"] == 12 and data["fps"] == 25.0 and len(data["frame_times"]) == 12
+
+
+def test_save_and_load(small, tmp_path, clip):
+    small.save_pretrained(tmp_path)
+    loaded = VirstVideoProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == small.to_dict() and loaded.tokens_per_clip == 4
+    assert torch.equal(loaded(clip)["pixel_values_videos"], small(clip)["pixel_values_videos"])
+
+
+def test_resize_masks(small):
+    masks = np.zeros((2, 128, 128), np.uint8)
+    masks[0, :64] = 255
+    resized = small.resize_masks(masks)
+    assert resized.dtype == torch.bool and resized.shape == (2, 64, 64)
+    assert bool(resized[0, :32].all()) and not bool(resized[0, 32:].any()) and not bool(resized[1].any())
+    with pytest.raises(VirstError, match="frames, height, width"):
+        small.resize_masks(masks[0])
+
+
+def test_bad_calls(small, clip):
+    for call, message in [
+        (lambda: small([]), "empty"),
+        (lambda: small(clip, return_tensors="np"), "return_tensors"),
+        (lambda: small(clip, do_resize=True), "do_resize"),
+        (lambda: small("absent.mp4"), "absent.mp4"),
+    ]:
+        with pytest.raises((VirstError, VideoError), match=message):
+            call()
