@@ -86,6 +86,14 @@ def test_escaped_pieces_side_by_side_hold_no_added_token(tools, pieces):
     assert not set(ids) & set(added.values())
 
 
+@pytest.mark.parametrize("token", TOKENS)
+def test_halves_of_a_token_side_by_side_stay_halves(tools, token):
+    _, added, plain = tools
+    for cut in range(1, len(token)):
+        pieces = [token[:cut], "", token[cut:]]
+        assert encode("".join(escape(piece, added) for piece in pieces), added, plain) == plain.encode(token)
+
+
 @settings(deadline=None)
 @given(text=hostile)
 def test_encode_equals_the_tokenizer(tools, text):

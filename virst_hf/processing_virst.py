@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import ModelOutput
 
 from .errors import VirstError
 from .prompts import (
@@ -27,7 +28,6 @@ from .prompts import (
 from .video_io import open_video
 
 if TYPE_CHECKING:
-    from .modeling_outputs import VirstSegmentationOutput
     from .video_processing_virst import VirstVideoProcessor
 
 __all__ = ["VirstProcessor", "encode_rle", "iter_masks"]
@@ -378,7 +378,7 @@ class VirstProcessor(ProcessorMixin):
     # --- masks -------------------------------------------------------------------------------------------------------
     def post_process_video_segmentation(
         self,
-        outputs: "VirstSegmentationOutput",
+        outputs: ModelOutput,
         original_sizes: Sequence[Sequence[int]] | torch.Tensor | None = None,
         video_indices: Sequence[int] | torch.Tensor | None = None,
         threshold: float = 0.0,
