@@ -133,7 +133,9 @@ def test_generate_answers_and_encodes_no_frame_for_sam(model, processor, clip, m
     assert ids.shape[0] == 2 and 1 <= ids.shape[1] <= 6 and frames == []
     assert all(isinstance(text, str) for text in processor.batch_decode(ids, skip_special_tokens=True))
     for i, question in enumerate(["what is it?", "how many red squares are there in this video?"]):
-        alone = model.generate(**processor(videos=clip, text=[question], task="ask"), max_new_tokens=6, do_sample=False)
+        alone = model.generate(
+            **processor(videos=clip, text=[question], task="ask"), max_new_tokens=6, do_sample=False
+        )
         assert alone[0].tolist() == ids[i, : alone.shape[1]].tolist()
 
 

@@ -143,10 +143,14 @@ def layer_of(path: Path) -> str:
 
 
 def imported_layers(path: Path) -> set[str]:
-    """Layers that a file imports from, imports inside functions and type checking included."""
+    """Layers that a file imports from, also inside functions; what only a type checker reads is left out."""
     package = ("virst_hf", *path.relative_to(PACKAGE).parts[:-1])
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             targets = [alias.name.split(".") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -179,6 +179,15 @@ class VirstSegmenterConfig(VirstBaseConfig):
         sigmoid_bias_for_mem_enc (`float`, *optional*, defaults to -10.0): Its bias.
         image_mean (`list[float]`, *optional*, defaults to ImageNet's): Mean of the SAM view (0 to 1), per channel.
         image_std (`list[float]`, *optional*, defaults to ImageNet's): Standard deviation of the SAM view.
+
+    Example:
+
+    ```python
+    >>> from virst_hf import VirstSegmenterConfig
+    >>> VirstSegmenterConfig(image_size=512).low_res_size
+    128
+
+    ```
     """
 
     model_type = "virst_segmenter"
@@ -244,6 +253,17 @@ class VirstSegmenterConfig(VirstBaseConfig):
             f"trunk_stages and trunk_window_spec need four entries, found {list(self.trunk_stages)} and "
             f"{list(self.trunk_window_spec)}.",
         )
+        starts = [sum(self.trunk_stages[:stage]) for stage in (1, 2, 3)]
+        require(
+            not set(starts) & set(self.trunk_global_att_blocks)
+            and all(0 <= block < sum(self.trunk_stages) for block in self.trunk_global_att_blocks),
+            f"trunk_global_att_blocks {list(self.trunk_global_att_blocks)} must be blocks 0 to "
+            f"{sum(self.trunk_stages) - 1} without the first of a later stage ({starts}), where the map shrinks.",
+        )
+        require(
+            min(self.trunk_window_spec) >= 2,
+            f"trunk_window_spec {list(self.trunk_window_spec)} needs windows of 2 or more.",
+        )
         require(
             len(self.trunk_window_pos_embed_bkg_spatial_size) == 2,
             "trunk_window_pos_embed_bkg_spatial_size needs a height and a width.",
@@ -289,6 +309,15 @@ class VirstFusionConfig(VirstBaseConfig):
         use_initial_fusion (`bool`, *optional*, defaults to `True`):
             Whether the [SEG] embeddings ask the video before the language model. `True` is the paper's method; the
             command with which the release was evaluated leaves it off.
+
+    Example:
+
+    ```python
+    >>> from virst_hf import VirstConfig
+    >>> VirstConfig(st_fusion_config={"use_initial_fusion": False}).st_fusion_config.num_seg_tokens
+    10
+
+    ```
     """
 
     model_type = "virst_fusion"
@@ -320,6 +349,15 @@ class VirstAnchorConfig(VirstBaseConfig):
         num_before (`int`, *optional*, defaults to 2): Propagation frames before each anchor, in training.
         num_propagation (`int`, *optional*, defaults to 5): Propagation frames after each anchor, in training.
         min_frames (`int`, *optional*, defaults to 8): A shorter video counts as this long while it is tracked.
+
+    Example:
+
+    ```python
+    >>> from virst_hf import VirstAnchorConfig
+    >>> VirstAnchorConfig(num_anchors=2).anchor_stride
+    4
+
+    ```
     """
 
     model_type = "virst_anchor"

@@ -18,12 +18,51 @@ class VirstError(ValueError):
 
 
 class VideoError(VirstError):
-    """A video, frame folder, image or array cannot be read, or its frames do not fit together."""
+    """A video, frame folder, image or array cannot be read, or its frames do not fit together.
+
+    Example:
+
+    ```python
+    >>> from virst_hf import VideoError, open_video
+    >>> try:
+    ...     open_video("absent.mp4")
+    ... except VideoError as error:
+    ...     print(error)
+    There is no file or folder absent.mp4.
+
+    ```
+    """
 
 
 class CheckpointError(VirstError):
-    """A checkpoint lacks tensors, has unknown ones or wrong shapes, or its file cannot be read safely."""
+    """A checkpoint lacks tensors, has unknown ones or wrong shapes, or its file cannot be read safely.
+
+    Example:
+
+    ```python
+    >>> from virst_hf import CheckpointError, load_model
+    >>> try:
+    ...     load_model("./absent")
+    ... except CheckpointError as error:
+    ...     print(str(error)[:28])
+    There is no folder ./absent.
+
+    ```
+    """
 
 
 class ConfigError(VirstError):
-    """The sizes in a configuration do not fit together."""
+    """The sizes in a configuration do not fit together.
+
+    Example:
+
+    ```python
+    >>> from virst_hf import ConfigError, VirstSegmenterConfig
+    >>> try:
+    ...     VirstSegmenterConfig(image_size=100)
+    ... except ConfigError as error:
+    ...     print(error)
+    The segmenter's image_size must be a multiple of 32, found 100.
+
+    ```
+    """

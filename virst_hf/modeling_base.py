@@ -25,7 +25,19 @@ __all__ = ["VirstModel", "VirstPreTrainedModel"]
 
 
 class VirstPreTrainedModel(PreTrainedModel):
-    """Loading, saving and the first values of all weights that a checkpoint may lack."""
+    """
+    Loading, saving, and the first values of all weights.
+
+    Example:
+
+    ```python
+    >>> from virst_hf.untrained import untrained_model
+    >>> model = untrained_model(seed=1)
+    >>> round(model.model.initial_fusion.gate.item(), 3)
+    0.1
+
+    ```
+    """
 
     config: VirstConfig
     base_model_prefix = "model"
@@ -74,6 +86,17 @@ class VirstModel(VirstPreTrainedModel):
 
     Args:
         config ([`VirstConfig`]): Its sizes.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from virst_hf.untrained import untrained_model
+    >>> model = untrained_model().model
+    >>> model(inputs_embeds=torch.zeros(1, 5, 64)).last_hidden_state.shape
+    torch.Size([1, 5, 64])
+
+    ```
     """
 
     def __init__(self, config: VirstConfig) -> None:

@@ -24,6 +24,20 @@ class VirstVideoFeatures:
         seg_frame_indices (`list[int]`, *optional*): Source frame of each of the `T_seg` frames.
         num_frames (`int`, *optional*, defaults to 0): Frames of the video, T.
         frames (`FrameStore`, *optional*): SAM features of each frame.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from virst_hf.untrained import untrained_model, untrained_processor
+    >>> model, processor = untrained_model(), untrained_processor()
+    >>> inputs = processor(videos=np.zeros((9, 48, 64, 3), dtype=np.uint8))
+    >>> features = model.encode_video(**inputs)
+    >>> text = processor(text=["the cat", "the dog"], num_vlm_frames=inputs["num_vlm_frames"])
+    >>> len(model.segment(features=features, **text).mask_logits)
+    2
+
+    ```
     """
 
     video_embeds: torch.Tensor
@@ -54,6 +68,19 @@ class VirstOutput(ModelOutput):
         object_scores (`tuple[torch.FloatTensor]`, *optional*): The same texts' object scores, a frame each.
         supervised_frames (`tuple[list[int]]`, *optional*): Positions among the `T_seg` frames that were supervised.
         past_key_values (`Cache`, *optional*): Keys and values, where `use_cache` is on.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from virst_hf.untrained import untrained_model, untrained_processor
+    >>> video = np.zeros((8, 48, 64, 3), dtype=np.uint8)
+    >>> inputs = untrained_processor()(videos=video, text=["the cat"], return_labels=True)
+    >>> output = untrained_model()(**inputs)
+    >>> bool(output.loss == output.token_loss)
+    True
+
+    ```
     """
 
     loss: torch.FloatTensor | None = None
@@ -84,6 +111,18 @@ class VirstSegmentationOutput(ModelOutput):
         video_indices (`torch.LongTensor` of shape `(num_expressions,)`): Video of each expression.
         original_sizes (`torch.LongTensor` of shape `(num_videos, 2)`, *optional*): Height and width of each video.
         sequences (`torch.LongTensor` of shape `(num_expressions, length)`, *optional*): Ids of the explanations.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from virst_hf.untrained import untrained_model, untrained_processor
+    >>> inputs = untrained_processor()(videos=np.zeros((8, 48, 64, 3), dtype=np.uint8), text=["the cat"])
+    >>> output = untrained_model().segment(**inputs)
+    >>> output.mask_logits[0].shape, output.object_scores[0].shape, output.anchor_indices
+    (torch.Size([8, 32, 32]), torch.Size([8]), ([0, 7],))
+
+    ```
     """
 
     mask_logits: tuple | None = None

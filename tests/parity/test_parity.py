@@ -116,7 +116,7 @@ def test_views(parity, views):
 
 def test_vision_tower_and_projector(parity, parity_model, views, video):
     tower = parity_model.model.encode_clips(views["pixel_values_videos"])
-    grid = parity_model.config.vision_config.grid_size ** 2
+    grid = parity_model.config.vision_config.grid_size**2
     agree(tower.unflatten(1, (-1, grid))[:, :, ::49], parity.expected["vision_tower"])
     want = parity.expected["projector"]
     agree(video[0].video_embeds.view(want.shape), want)

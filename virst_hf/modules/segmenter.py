@@ -172,7 +172,7 @@ class VirstSegmenter(SAM2Base):
     >>> from virst_hf.modules.segmenter import VirstSegmenter
     >>> config = VirstSegmenterConfig(
     ...     image_size=128, hidden_size=32, memory_dim=16, trunk_embed_dim=8, trunk_num_heads=1,
-    ...     trunk_stages=[1, 1, 1, 1], trunk_global_att_blocks=[2], trunk_window_spec=[8, 4, 4, 2],
+    ...     trunk_stages=[1, 1, 2, 1], trunk_global_att_blocks=[3], trunk_window_spec=[8, 4, 4, 2],
     ... )
     >>> import torch
     >>> frame = VirstSegmenter(config).encode_frames(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
