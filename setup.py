@@ -1,7 +1,7 @@
 """Package metadata. Tool settings are in pyproject.toml, the set-up of a working copy is in the Makefile.
 
-Release: set `__version__` in virst_hf/version.py, move "Unreleased" of CHANGELOG.md under that number, run `make test`,
-tag the commit `v<version>`, build with `pip wheel --no-deps .`.
+Release: set `__version__` in virst_hf/version.py, move "Unreleased" of CHANGELOG.md under that number, run
+`make test`, tag the commit `v<version>`, build with `pip wheel --no-deps .`.
 """
 
 import re

@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 
 import virst_hf
 from virst_hf import CheckpointError, VirstError
+from virst_hf.checkpoint_check import check_loading_info
 from virst_hf.cli import info, segment
 from virst_hf.cli.main import main
-from virst_hf.loading import check_loading_info, check_model_name, load_model, pick_device
+from virst_hf.loading import check_model_name, load_model, pick_device
 from virst_hf.rendering import VideoWriter
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModel
 
-from virst_hf import VirstError, VirstForVideoSegmentation, VirstOutput, VirstSegmentationOutput
+from virst_hf import CheckpointError, VirstError, VirstForVideoSegmentation, VirstOutput, VirstSegmentationOutput
 from virst_hf.untrained import untrained_config, untrained_model
 
 EXPRESSIONS = ["the red square", "what moves to the right and then stops?"]
@@ -293,6 +293,27 @@ def test_save_and_load_equality(model, inputs, expected, tmp_path):
     assert (tmp_path / "README.md").read_text().startswith("---\nlibrary_name: virst_hf")
 
 
+def test_a_checkpoint_that_does_not_fit_is_refused(model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    good = load_file(path)
+    name = "model.segmenter.no_obj_ptr"
+    cases = {
+        "lacks 1 tensor: model.segmenter.no_obj_ptr": {k: v for k, v in good.items() if k != name},
+        "has unknown 1 tensor: model.extra": {**good, "model.extra": torch.zeros(2)},
+        r"has other shapes in 1 tensor: model.segmenter.no_obj_ptr \(1, 3\)": {**good, name: torch.zeros(1, 3)},
+    }
+    for message, state in cases.items():
+        save_file(state, path, metadata={"format": "pt"})
+        for loader in (VirstForVideoSegmentation, AutoModel):
+            with pytest.raises(CheckpointError, match=message):
+                loader.from_pretrained(tmp_path)
+    save_file(cases["has unknown 1 tensor: model.extra"], path, metadata={"format": "pt"})
+    VirstForVideoSegmentation.from_pretrained(tmp_path, strict=False)
+
+
 def test_model_card_of_the_owner_is_kept(model, tmp_path):
     (tmp_path / "README.md").write_text("mine")
     model.save_pretrained(tmp_path)
@@ -309,7 +330,7 @@ def test_nothing_stays_on_meta_and_nothing_is_uninitialised(model, tmp_path):
     """An almost empty checkpoint: every other weight must get a sensible first value, buffers included."""
     state = {"lm_head.weight": model.lm_head.weight}
     torch.manual_seed(0)
-    loaded = VirstForVideoSegmentation.from_pretrained(None, config=untrained_config(), state_dict=state)
+    loaded = VirstForVideoSegmentation.from_pretrained(None, config=untrained_config(), state_dict=state, strict=False)
     for name, tensor in [*loaded.named_parameters(), *loaded.named_buffers()]:
         assert not tensor.is_meta, name
         assert bool(tensor.isfinite().all()) and tensor.abs().max() < 10, name

@@ -22,6 +22,7 @@ LAYERS = [
     "_auto",
     "version",
     "errors",
+    "checkpoint_check",
     "configuration_virst",
     "sampling",
     "video_decoders",

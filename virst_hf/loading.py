@@ -1,8 +1,4 @@
-"""Loads model and processor for the commands, and refuses what `from_pretrained` would only warn about.
-
-`from_pretrained` fills tensors that a checkpoint lacks with random numbers, and leaves out those that it does not
-know. Masks from such a model look like masks, so both end here with a list of the names.
-"""
+"""Loads model and processor by name, with one clear error for whatever is wrong with a checkpoint."""
 
 import json
 import os
@@ -15,10 +11,9 @@ if TYPE_CHECKING:
     from .modeling_virst import VirstForVideoSegmentation
     from .processing_virst import VirstProcessor
 
-__all__ = ["check_loading_info", "check_model_name", "load_model", "load_processor", "pick_device"]
+__all__ = ["check_model_name", "load_model", "load_processor", "pick_device"]
 
 MODEL_TYPE = "virst"
-MOST_NAMES = 5
 
 
 def check_model_name(name: str | os.PathLike) -> str:
@@ -119,50 +114,14 @@ def load_model(
     name = check_model_name(name)
     place = pick_device(device)
     try:
-        model, info = VirstForVideoSegmentation.from_pretrained(
-            name, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        model = VirstForVideoSegmentation.from_pretrained(name, dtype=dtype or "auto")
     except SafetensorError as error:
         raise CheckpointError(
             f"The weights of {name} cannot be read: {error}. Fetch or convert them again."
         ) from error
     except StrictDataclassError as error:
         raise CheckpointError(f"The config.json of {name} is not valid: {error}") from error
-    check_loading_info(name, info)
     return model.to(place).eval()
-
-
-def check_loading_info(name: str, info: dict[str, Any]) -> None:
-    """Fail on any name in what `from_pretrained(..., output_loading_info=True)` gives.
-
-    Args:
-        name (`str`): The checkpoint, for the message.
-        info (`dict`): With `missing_keys`, `unexpected_keys` and `mismatched_keys`.
-
-    Raises:
-        CheckpointError: One of the three is not empty.
-    """
-    faults = []
-    if info["missing_keys"]:
-        faults.append(f"lacks {_listing(info['missing_keys'])}")
-    if info["unexpected_keys"]:
-        faults.append(f"has unknown {_listing(info['unexpected_keys'])}")
-    if info["mismatched_keys"]:
-        shapes = [f"{key} {tuple(found)} instead of {tuple(want)}" for key, found, want in info["mismatched_keys"]]
-        faults.append(f"has other shapes in {_listing(shapes)}")
-    if faults:
-        raise CheckpointError(
-            f"The checkpoint {name} does not fit its config.json: it {'; it '.join(faults)}. "
-            "Convert it again, or correct the sizes in config.json."
-        )
-
-
-def _listing(names: Any) -> str:
-    """How many names there are, and the first few of them."""
-    names = sorted(names)
-    shown = ", ".join(names[:MOST_NAMES])
-    rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}: {shown}{rest}"
 
 
 def pick_device(device: str | None) -> Any:

@@ -12,6 +12,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .checkpoint_check import check_loading_info
 from .configuration_virst import VirstConfig
 from .errors import VirstError
 from .model_card import write_model_card
@@ -67,6 +68,34 @@ class VirstPreTrainedModel(PreTrainedModel):
         elif isinstance(module, VirstSegmenter):
             for name in ("maskmem_tpos_enc", "no_mem_embed", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial"):
                 init.normal_(getattr(module, name), std=std)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path | None, *args, strict: bool = True, output_loading_info: bool = False, **kwargs
+    ) -> "VirstPreTrainedModel | tuple[VirstPreTrainedModel, dict]":
+        """Load weights and configuration; refuse a checkpoint that does not fit.
+
+        Args:
+            name (`str` or `os.PathLike`): Directory, or name on the Hub.
+            *args: Positional arguments of [`~transformers.PreTrainedModel.from_pretrained`].
+            strict (`bool`, *optional*, defaults to `True`):
+                Raise where a tensor is missing, unknown or of another shape. `False` follows Transformers: a warning,
+                and new weights for what is missing.
+            output_loading_info (`bool`, *optional*, defaults to `False`): Also return the names that did not fit.
+            **kwargs: Further arguments, such as `dtype` or `device_map`.
+
+        Returns:
+            The model, in evaluation mode; with `output_loading_info` a tuple of model and `dict`.
+
+        Raises:
+            CheckpointError: The checkpoint and its configuration do not fit together; the message lists the tensors.
+        """
+        if strict:
+            kwargs["ignore_mismatched_sizes"] = True  # so that all of them are listed, not only the first
+        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        if strict:
+            check_loading_info(str(name), info)
+        return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """Save weights and configuration, and a model card (`README.md`) unless the directory has one.
