@@ -69,7 +69,7 @@ def config() -> VirstConfig:
             "trunk_embed_dim": 8,
             "trunk_num_heads": 1,
             "trunk_stages": [1, 1, 1, 1],
-            "trunk_global_att_blocks": [3],
+            "trunk_global_att_blocks": [0],
             "trunk_window_spec": [8, 4, 4, 4],
             "memory_attention_layers": 1,
             "memory_attention_feedforward": 64,
