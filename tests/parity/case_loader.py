@@ -35,7 +35,7 @@ class ParityCase:
 
     @cached_property
     def case(self) -> dict:
-        return json.loads((self.directory / "case.json").read_text())
+        return json.loads((self.directory / "case.json").read_text(encoding="utf-8"))
 
     @cached_property
     def expected(self) -> dict[str, torch.Tensor]:
@@ -43,18 +43,32 @@ class ParityCase:
 
     @cached_property
     def shapes(self) -> dict[str, list[int]]:
-        return json.loads((self.directory / "state_dict_shapes.json").read_text())
+        return json.loads((self.directory / "state_dict_shapes.json").read_text(encoding="utf-8"))
 
     @cached_property
     def clip(self) -> np.ndarray:
-        paths = sorted(p for p in (self.directory / "frames").glob("*") if p.suffix in {".jpg", ".png"})
-        if paths:
-            return np.stack([np.asarray(Image.open(p).convert("RGB")) for p in paths])
+        files = {p.name: p for p in (self.directory / "frames").glob("*") if p.suffix in {".jpg", ".png"}}
+        if files:
+            named = self.case.get("frames", [])
+            order = named if set(named) == set(files) else sorted(files)
+            return np.stack([np.asarray(Image.open(files[name]).convert("RGB")) for name in order])
         return make_clip(len(self.case["frames"]))
 
     @cached_property
     def ground_truth(self) -> torch.Tensor:
         return torch.from_numpy(make_ground_truth(len(self.clip), self.case["sam2"]["image_size"]))
+
+    @property
+    def missing(self) -> list[str]:
+        """Files and tensors that a case must have and this one lacks."""
+        names = ("case.json", "state_dict_shapes.json", "expected.safetensors")
+        files = [name for name in names if not (self.directory / name).is_file()]
+        return files or [name for name in REQUIRED if name not in self.expected]
+
+    @property
+    def lowercase(self) -> bool:
+        """Whether the expression was lowered in this case: the release does so in evaluation, not in training."""
+        return self.case["expression"] not in self.case.get("prompt", "")
 
     @property
     def has_losses(self) -> bool:
