@@ -2,6 +2,7 @@
 
 import importlib.util
 import struct
+from itertools import islice
 
 import av
 import numpy as np
@@ -11,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from virst_hf import VideoError, open_video
+from virst_hf import VideoError, open_video, video_decoders
 from virst_hf.video_io import natural_key
 
 HAS_DECORD = importlib.util.find_spec("decord") is not None
 BACKENDS = ["pyav"] + ["decord"] * HAS_DECORD
 
 
-def write_video(path, frames, fps=10, codec="libx264", pts=None, options=None):
+def write_video(path, frames, fps=10, codec="libx264", pts=None, options=None, codec_options=None):
     """Encode uint8 RGB frames losslessly enough to tell colours apart."""
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=fps)
+        stream = container.add_stream(codec, rate=fps, options=codec_options or {})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for index, frame in enumerate(frames):
@@ -114,6 +115,55 @@ def test_variable_frame_rate_keeps_its_times(tmp_path):
     assert video.frame_times == pytest.approx([p / 10 for p in pts], abs=1e-3)
 
 
+def moving(num_frames=40):
+    """Content that makes the encoder use B-frames."""
+    return np.stack([np.roll(quadrants(1, 96, 128)[0], 3 * i, axis=1) for i in range(num_frames)])
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_b_frames_come_in_the_order_of_showing(tmp_path, backend):
+    path = write_video(tmp_path / "b.mp4", moving(), codec_options={"bf": "3", "b-adapt": "0", "g": "12"})
+    video = open_video(path, backend=backend)
+    assert video.frame_times == sorted(video.frame_times)
+    assert all(close_to(a, b, 8) for a, b in zip(video, moving(), strict=True))
+
+
+def test_pyav_goes_on_where_decord_breaks_off(tmp_path):
+    path = write_video(tmp_path / "b.ts", moving(), codec_options={"bf": "3", "b-adapt": "0"})
+    want = list(open_video(path, backend="pyav"))
+    assert all(np.array_equal(a, b) for a, b in zip(open_video(path), want, strict=True))
+
+
+def test_no_frame_twice_when_decord_breaks_off_in_the_middle(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", quadrants())
+    want = list(open_video(path, backend="pyav"))
+
+    def three_then_fail(path, info):
+        yield from islice(video_decoders.pyav_arrays(path, info), 3)
+        raise video_decoders.DecordError("broken off")
+
+    monkeypatch.setattr(video_decoders, "decord_arrays", three_then_fail)
+    monkeypatch.setattr(video_decoders.importlib.util, "find_spec", lambda name: object())
+    assert all(np.array_equal(a, b) for a, b in zip(open_video(path), want, strict=True))
+    with pytest.raises(VideoError, match="broken off"):
+        list(open_video(path, backend="decord"))
+
+
+@pytest.mark.parametrize(("skipped", "ended"), [(5, 0), (17, 0), (0, 25)])
+def test_a_clip_trimmed_by_its_edit_list(tmp_path, skipped, ended):
+    path = write_video(tmp_path / "clip.mp4", moving(60), codec_options={"bf": "2", "g": "12"})
+    with av.open(str(path)) as container:
+        tick = int(1 / (10 * container.streams.video[0].time_base))
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"elst") + 12  # behind the name, version and flags, and the number of entries
+    duration, start = struct.unpack(">Ii", data[entry : entry + 8])
+    data[entry : entry + 8] = struct.pack(">Ii", duration - 100 * (skipped + ended), start + skipped * tick)
+    path.write_bytes(data)
+    video = open_video(path)
+    assert len(video) == len(list(video)) == 60 - skipped - ended
+    assert close_to(next(iter(video)), moving(60)[skipped], 8)
+
+
 def test_start_end_and_stride(movie):
     everything = list(open_video(movie))
     video = open_video(movie, start=1, end=6, stride=2)
@@ -137,7 +187,7 @@ def test_selection_is_slicing(start, end, stride):
 
 def test_some_frames(movie):
     everything = list(open_video(movie))
-    picked = open_video(movie).frames([4, 0, 4])
+    picked = open_video(movie).frames(torch.tensor([4, 0, 4]))
     assert [np.array_equal(a, everything[i]) for a, i in zip(picked, [4, 0, 4], strict=True)] == [True] * 3
     with pytest.raises(VideoError, match="0 to 5"):
         open_video(movie).frames([6])
@@ -148,6 +198,8 @@ def test_folder_in_natural_order(tmp_path):
     for number in (10, 9, 1, 100):
         Image.fromarray(np.full((4, 6, 3), number, np.uint8)).save(tmp_path / f"frame_{number}.png")
     (tmp_path / "notes.txt").write_text("not a frame")
+    (tmp_path / "._frame_9.png").write_text("what macOS leaves beside a file")
+    (tmp_path / "masks_5.png").mkdir()
     video = open_video(tmp_path)
     assert [int(frame[0, 0, 0]) for frame in video] == [1, 9, 10, 100]
     assert natural_key(tmp_path / "v2_0007.jpg")[0] == 7
@@ -165,6 +217,21 @@ def test_images_of_every_mode_become_rgb(tmp_path, mode):
         assert open_video(tmp_path / "still.png").is_image
 
 
+def test_sixteen_bits_keep_their_range(tmp_path):
+    deep = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.array_equal(next(iter(open_video(tmp_path / "deep.png")))[..., 0], deep >> 8)
+    with pytest.raises(VideoError, match="mode F"):
+        open_video(Image.fromarray(np.zeros((4, 6), np.float32)))
+
+
+def test_orientation_of_a_photograph_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    Image.fromarray(quadrants(1)[0]).save(tmp_path / "photo.png", exif=exif)
+    assert np.array_equal(next(iter(open_video(tmp_path / "photo.png"))), np.rot90(quadrants(1)[0], -1))
+
+
 def test_alpha_is_dropped():
     rgb = quadrants(1)[0]
     rgba = np.dstack([rgb, np.zeros((48, 64), np.uint8)])
@@ -172,13 +239,14 @@ def test_alpha_is_dropped():
     assert np.array_equal(next(iter(open_video(Image.fromarray(rgba)))), rgb)
 
 
-@pytest.mark.parametrize("kind", ["array", "channels_first", "float", "tensor", "list", "pil"])
+@pytest.mark.parametrize("kind", ["array", "channels_first", "float", "half", "tensor", "list", "pil"])
 def test_equal_frames_from_every_kind_of_array(kind):
     frames = quadrants(5)
     source = {
         "array": frames,
         "channels_first": frames.transpose(0, 3, 1, 2),
         "float": frames.astype(np.float32) / 255,
+        "half": torch.from_numpy(frames / 255).half(),
         "tensor": torch.from_numpy(frames.transpose(0, 3, 1, 2).copy()),
         "list": list(frames),
         "pil": [Image.fromarray(f) for f in frames],
@@ -191,6 +259,11 @@ def test_grey_arrays():
     grey = quadrants(5)[..., 0]
     assert np.array_equal(np.stack(list(open_video(grey)))[..., 2], grey)
     assert open_video(grey[0]).is_image
+    assert len(open_video(grey[:3, ..., None])) == 3
+
+
+def test_bfloat16_tensor():
+    assert np.array_equal(next(iter(open_video(torch.ones(2, 3, 4, 6).bfloat16()))), np.full((4, 6, 3), 255))
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -279,6 +352,12 @@ def test_no_video(source, message):
 @pytest.mark.parametrize("bad", [{"start": -1}, {"start": 6}, {"start": 3, "end": 3}, {"stride": 0}, {"end": -2}])
 def test_bad_ranges(movie, bad):
     with pytest.raises(VideoError, match="has 6 frames"):
+        open_video(movie, **bad)
+
+
+@pytest.mark.parametrize("bad", [{"start": 1.5}, {"stride": "2"}, {"end": 2.0}, {"start": None}])
+def test_ranges_are_whole_numbers(movie, bad):
+    with pytest.raises(VideoError, match="whole number"):
         open_video(movie, **bad)
 
 

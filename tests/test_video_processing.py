@@ -104,6 +104,13 @@ def test_frames_are_read_once_and_never_held(small, clip):
     assert most[0] <= 2  # the one at hand and the one that is just being replaced
 
 
+def test_the_large_view_is_not_copied(small, clip, monkeypatch):
+    made = []
+    make_views = small.make_views
+    monkeypatch.setattr(small, "make_views", lambda source: made.append(make_views(source)) or made[-1])
+    assert small(clip)["sam_pixel_values"].data_ptr() == made[0]["sam_pixel_values"].data_ptr()
+
+
 def test_metadata(small, clip):
     (data,) = small(clip, return_metadata=True)["video_metadata"]
     assert data["total_num_frames"] == 12 and data["fps"] == 25.0 and len(data["frame_times"]) == 12

@@ -1,8 +1,10 @@
 """Decoding of video files: decord where it is installed, PyAV for the rest. The only file that knows a decoder."""
 
 import importlib.util
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -14,6 +16,11 @@ from .errors import VideoError
 __all__ = ["BACKENDS", "FileInfo", "decode_file", "probe_file"]
 
 BACKENDS = ("decord", "pyav")
+LOGGER = logging.getLogger(__name__)
+
+
+class DecordError(VideoError):
+    """decord breaks off in a file that it has opened; PyAV may still read it."""
 
 
 @dataclass
@@ -37,10 +44,12 @@ class FileInfo:
     quarter_turns: int
 
 
-def open_container(path: Path) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
+def open_container(
+    path: Path, options: dict[str, str] | None = None
+) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
     """Open a file and its first video stream; the caller closes the container."""
     try:
-        container = av.open(str(path))
+        container = av.open(str(path), container_options=options)
     except (FFmpegError, ValueError) as error:
         raise VideoError(
             f"{path} cannot be read as a video ({error}). Is it complete, and really a video file?"
@@ -73,10 +82,7 @@ def probe_file(path: Path) -> FileInfo:
             raise VideoError(f"{path} has no frame that can be decoded.")
         packets = read_packets(path, container, stream)
         if promised and len(packets) < promised:
-            raise VideoError(
-                f"{path} is cut short: its header promises {promised} frames, the file holds {len(packets)}. Fetch or "
-                "copy it again."
-            )
+            check_complete(path, promised)
         times = [packet.pts * base for packet in packets if not packet.is_discard and packet.pts is not None]
         shown = sum(not packet.is_discard for packet in packets)
     if not promised:
@@ -86,6 +92,19 @@ def probe_file(path: Path) -> FileInfo:
     height, width = (first.width, first.height) if turns % 2 else (first.height, first.width)
     times = sorted(t - min(times) for t in times) if len(times) == shown else [i / fps for i in range(shown)]
     return FileInfo(shown, height, width, fps, times, turns)
+
+
+def check_complete(path: Path, promised: int) -> None:
+    """Raise unless the frames that the header promises are in the file, be they shown or not."""
+    # A clip that was trimmed without a new encoding has an edit list that hides packets: count those too.
+    container, stream = open_container(path, {"ignore_editlist": "1"})
+    with container:
+        held = len(read_packets(path, container, stream))
+    if held < promised:
+        raise VideoError(
+            f"{path} is cut short: its header promises {promised} frames, the file holds {held}. Fetch or copy it "
+            "again."
+        )
 
 
 def read_packets(path: Path, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> list:
@@ -139,7 +158,7 @@ def decord_frames(path: Path, reader: object, info: FileInfo) -> Iterator[np.nda
         try:
             array = reader[i].asnumpy()
         except (decord.DECORDError, RuntimeError, IndexError) as error:
-            raise VideoError(f"{path} cannot be decoded after {i} frames ({str(error).splitlines()[0]}).") from error
+            raise DecordError(f"{path} cannot be decoded after {i} frames ({str(error).splitlines()[0]}).") from error
         if array.shape[-1] != 3:
             # A row that was padded for alignment is told as if it had more channels (seen on rotated files).
             array = array.reshape(info.height, -1)[:, : 3 * info.width].reshape(info.height, info.width, 3)
@@ -171,9 +190,19 @@ def decode_file(path: Path, info: FileInfo, backend: str | None = None) -> Itera
     if frames is None and backend == "decord":
         raise VideoError(f"decord does not take {path}; leave `backend` out to decode it with PyAV.")
     count = 0
-    for frame in frames if frames is not None else pyav_arrays(path, info):
-        yield frame
-        count += 1
+    try:
+        for frame in frames if frames is not None else pyav_arrays(path, info):
+            yield frame
+            count += 1
+    except DecordError as error:
+        if backend == "decord":
+            raise
+        # Some files are opened by decord but break off in it (transport streams, for one). PyAV reads on from there,
+        # since both give equal frames, or says itself what is wrong with the file.
+        LOGGER.debug("%s; going on with PyAV", error)
+        for frame in islice(pyav_arrays(path, info), count, None):
+            yield frame
+            count += 1
     if count != info.num_frames:
         raise VideoError(
             f"{path} has {info.num_frames} frames by its index, but {count} could be decoded. The file is damaged or "

@@ -7,11 +7,12 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import VideoError
 from .video_decoders import decode_file, probe_file
@@ -87,9 +88,10 @@ class VideoSource:
         Raises:
             VideoError: An index is out of range.
         """
+        indices = [int(i) for i in indices]
         if any(not 0 <= i < self.num_frames for i in indices):
-            raise VideoError(f"{self.name} has frames 0 to {self.num_frames - 1}; asked for {list(indices)}.")
-        found = {}
+            raise VideoError(f"{self.name} has frames 0 to {self.num_frames - 1}; asked for {indices}.")
+        found: dict[int, np.ndarray] = {}
         for index, frame in enumerate(self):
             if index in indices:
                 found[index] = frame
@@ -108,7 +110,9 @@ def open_video(
             A video file, a folder of frames (sorted by the last number in their names), an image file; an array or
             tensor of shape `(T, H, W, 3)`, `(T, 3, H, W)` or `(T, H, W)`, or `(H, W, 3)` or `(H, W)` for a still
             image, `uint8` or floats in [0, 1]; a PIL image; a list of images, arrays or image files. Grey and palette
-            images become RGB; an alpha channel is dropped.
+            images become RGB; an alpha channel is dropped. With three axes, a last or first one of size 1, 3 or 4 is
+            taken for channels: give a grey video of that many frames as `(T, H, W, 1)`. Rotation that a video or
+            image file states is applied.
         start (`int`, *optional*, defaults to 0): First frame.
         end (`int`, *optional*): Frame to stop before; the end when not given.
         stride (`int`, *optional*, defaults to 1): Take every `stride`-th frame.
@@ -138,6 +142,9 @@ def _select(video: VideoSource, start: int, end: int | None, stride: int) -> Vid
     if (start, end, stride) == (0, None, 1):
         return video
     total = video.num_frames
+    for name, value in (("start", start), ("end", end), ("stride", stride)):
+        if not isinstance(value, Integral) and not (name == "end" and value is None):
+            raise VideoError(f"{name} must be a whole number of frames, found {value!r}.")
     stop = total if end is None else min(end, total)
     if stride < 1 or start < 0 or start >= stop:
         raise VideoError(
@@ -165,9 +172,14 @@ def natural_key(path: Path) -> tuple[float, str]:
     return (int(numbers[-1]) if numbers else float("inf"), path.name)
 
 
+def _is_frame_file(path: Path) -> bool:
+    # macOS leaves "._00000.jpg" beside "00000.jpg" on foreign disks; it is no image.
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
 def _open_path(path: Path, backend: str | None) -> VideoSource:
     if path.is_dir():
-        frames = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+        frames = sorted(filter(_is_frame_file, path.iterdir()), key=natural_key)
         if not frames:
             raise VideoError(f"The folder {path} holds no frames; expected files like 00000.jpg or 00000.png.")
         return _open_images(frames, str(path))
@@ -220,8 +232,7 @@ def _even_times(num_frames: int) -> list[float]:
 
 def _open_tensor(source: Any) -> VideoSource:
     """An array or a tensor of any layout that is accepted."""
-    if hasattr(source, "detach"):
-        source = source.detach().cpu().numpy()
+    source = _numpy(source)
     if not isinstance(source, np.ndarray):
         raise VideoError(
             f"A video cannot be made of {type(source).__name__}; expected a path, an array, a tensor, an image or a "
@@ -257,18 +268,31 @@ def _image_array(item: Any, name: str) -> np.ndarray:
     if isinstance(item, str | os.PathLike):
         try:
             with Image.open(item) as image:
-                return _image_array(image, str(item))
+                return _image_array(ImageOps.exif_transpose(image), str(item))
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
             raise VideoError(f"The image {item} cannot be read ({error}).") from error
     if isinstance(item, Image.Image):
+        if item.mode.startswith("I;16"):
+            # Pillow would clip 16 bits to 8: keep the upper ones instead.
+            return _rgb((np.asarray(item) >> 8).astype(np.uint8), name)
+        if item.mode in ("I", "F"):
+            raise VideoError(f"{name} has PIL mode {item.mode}, whose range is not known; expected 8 or 16 bits.")
         return np.asarray(item.convert("RGBA").convert("RGB") if "transparency" in item.info else item.convert("RGB"))
-    if hasattr(item, "detach"):
-        item = item.detach().cpu().numpy()
+    item = _numpy(item)
     if not isinstance(item, np.ndarray):
         raise VideoError(f"{name} is a {type(item).__name__}; expected an image, an array or the path of an image.")
     if item.ndim == 3 and item.shape[-1] not in (1, 3, 4) and item.shape[0] in (1, 3, 4):
         item = np.moveaxis(item, 0, -1)
     return _rgb(item, name)
+
+
+def _numpy(value: Any) -> Any:
+    """A tensor as an array; anything else as it is."""
+    if not hasattr(value, "detach"):
+        return value
+    value = value.detach().cpu()
+    # NumPy has no bfloat16.
+    return (value.float() if value.is_floating_point() and value.element_size() < 4 else value).numpy()
 
 
 def _rgb(frame: np.ndarray, name: str) -> np.ndarray:

@@ -113,7 +113,11 @@ class VirstVideoProcessor(BaseVideoProcessor):
         data: dict[str, Any] = {}
         for name in self.model_input_names:
             values = [view[name] for view in views]
-            data[name] = torch.tensor(values) if name in (*counts, "original_sizes") else torch.cat(values)
+            if name in (*counts, "original_sizes"):
+                data[name] = torch.tensor(values)
+            else:
+                # No second copy of the frames of a single video: they are the largest tensor by far.
+                data[name] = values[0] if len(values) == 1 else torch.cat(values)
         if return_metadata:
             data["video_metadata"] = [self.metadata(source) for source in sources]
         return BatchFeature(data)
@@ -134,17 +138,20 @@ class VirstVideoProcessor(BaseVideoProcessor):
             vlm = [0]
         else:
             vlm = vlm_frame_indices(source.num_frames, self.max_vlm_frames, self.frames_per_clip, self.min_frames)
-        wanted, sam, small = set(vlm), [], {}
+        # Filled in place: a list that is stacked at the end would hold all frames twice.
+        rows = {frame: [row for row, index in enumerate(vlm) if index == frame] for frame in vlm}
+        small = torch.empty(len(vlm), 3, self.image_size, self.image_size)
+        sam = torch.empty(source.num_frames, 3, self.sam_image_size, self.sam_image_size, dtype=torch.uint8)
         for index, frame in enumerate(source):
             image = Image.fromarray(frame)
-            sam.append(pil_to_tensor(resize(image, [self.sam_image_size, self.sam_image_size])))
-            if index in wanted:
-                small[index] = self.vlm_view(image)
+            sam[index] = pil_to_tensor(resize(image, [self.sam_image_size, self.sam_image_size]))
+            if index in rows:
+                small[rows[index]] = self.vlm_view(image)
         seg = [vlm[position] for position in seg_frame_positions(len(vlm), self.max_seg_frames)]
         return {
-            "pixel_values_videos": torch.stack([small[index] for index in vlm]),
+            "pixel_values_videos": small,
             "num_vlm_frames": len(vlm),
-            "sam_pixel_values": torch.stack(sam),
+            "sam_pixel_values": sam,
             "num_frames": len(sam),
             "seg_frame_indices": torch.tensor(seg),
             "num_seg_frames": len(seg),
