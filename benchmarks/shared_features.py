@@ -34,6 +34,7 @@ def build() -> tuple[VirstForVideoSegmentation, VirstProcessor]:
     """Model and processor of the benchmark's size."""
     small = untrained_config()
     text = {**small.text_config.to_dict(), "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
+    del text["layer_types"]  # one entry a layer; made anew for six
     torch.manual_seed(0)
     model = VirstForVideoSegmentation(untrained_config(segmenter_config=SEGMENTER, text_config=text)).eval()
     video_processor = VirstVideoProcessor(image_size=64, sam_image_size=256, tokens_per_clip=16)
