@@ -208,6 +208,11 @@ def bad_inputs(model: Path, clip: Path, folder: Path, tmp_path: Path) -> dict[st
     shutil.copy(model / "config.json", config_only)
     shutil.copytree(model, tmp_path / "garbled")
     (tmp_path / "garbled" / "model.safetensors").write_bytes(struct.pack("<Q", 10**15) + b"{}")
+    shutil.copytree(model, tmp_path / "wordless", ignore=shutil.ignore_patterns("tokenizer*"))
+    shutil.copytree(model, tmp_path / "mistyped")
+    config = json.loads((model / "config.json").read_text())
+    config["segmenter_config"]["image_size"] = "big"
+    (tmp_path / "mistyped" / "config.json").write_text(json.dumps(config))
     key = "lm_head.weight"
     lacking = damaged(model, tmp_path / "lacking", lambda tensors: tensors.pop(key))
     extra = damaged(model, tmp_path / "extra", lambda tensors: tensors.update(stray=tensors[key][:1].clone()))
@@ -226,6 +231,8 @@ def bad_inputs(model: Path, clip: Path, folder: Path, tmp_path: Path) -> dict[st
         "pickle as model": ([video, "it", "--model", str(pickle)], "virst convert"),
         "no config": ([video, "it", "--model", str(empty)], "config.json"),
         "no weights": ([video, "it", "--model", str(config_only)], "config_only"),
+        "no tokenizer": ([video, "it", "--model", str(tmp_path / "wordless")], "processor"),
+        "mistyped config": ([video, "it", "--model", str(tmp_path / "mistyped")], "image_size"),
         "garbled weights": ([video, "it", "--model", str(tmp_path / "garbled")], "cannot be read"),
         "missing tensor": ([video, "it", "--model", str(lacking)], "lacks 1 tensor: lm_head.weight"),
         "extra tensor": ([video, "it", "--model", str(extra)], "unknown 1 tensor: stray"),
@@ -242,6 +249,23 @@ def test_bad_input_gives_one_line_and_no_output(bad_inputs: dict[str, tuple[list
         message = one_line(capsys)
         assert code == 2 and named in message, f"{name}: {message}"
         assert list(results.iterdir()) == [], name
+
+
+def test_output_that_cannot_be_written_is_told_before_the_work(
+    model: Path, folder: Path, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.setattr(virst_hf.VirstForVideoSegmentation, "segment", None)
+    (tmp_path / "file").write_text("")
+    command = ["segment", str(folder), "it", "--model", str(model), "--output", str(tmp_path / "file" / "masks")]
+    assert main(command) == 2
+    assert "cannot be written" in one_line(capsys)
+
+
+def test_info_tells_of_a_broken_index(model: Path, tmp_path: Path, capsys):
+    shutil.copytree(model, tmp_path / "m")
+    (tmp_path / "m" / info.INDEX_FILE).write_text('{"weight_map":')
+    assert main(["info", str(tmp_path / "m")]) == 2
+    assert info.INDEX_FILE in one_line(capsys)
 
 
 def test_an_error_while_writing_leaves_nothing(model: Path, folder: Path, tmp_path: Path, monkeypatch, capsys):

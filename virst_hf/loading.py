@@ -5,13 +5,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError, VirstError
+from .errors import CheckpointError, ConfigError, VirstError
 
 if TYPE_CHECKING:
+    from .configuration_virst import VirstConfig
     from .modeling_virst import VirstForVideoSegmentation
     from .processing_virst import VirstProcessor
 
-__all__ = ["check_model_name", "load_model", "load_processor", "pick_device"]
+__all__ = ["check_model_name", "load_config", "load_model", "load_processor", "pick_device"]
 
 MODEL_TYPE = "virst"
 
@@ -70,6 +71,28 @@ def _check_config_file(config_file: Path) -> None:
         raise CheckpointError(f"{config_file} has model_type {found!r}, expected {MODEL_TYPE!r}.")
 
 
+def load_config(path: str | os.PathLike) -> "VirstConfig":
+    """Load a configuration.
+
+    Args:
+        path (`str` or `os.PathLike`): Folder of a checkpoint or its config.json, or `owner/name` on the Hub.
+
+    Returns:
+        [`VirstConfig`]: The configuration.
+
+    Raises:
+        ConfigError: It cannot be read, a field has a value of another type, or its sizes do not fit together.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    from .configuration_virst import VirstConfig
+
+    try:
+        return VirstConfig.from_pretrained(os.fspath(path))
+    except (OSError, StrictDataclassError) as error:
+        raise ConfigError(f"No configuration could be read from {path}: {error}") from error
+
+
 def load_processor(name: str | os.PathLike) -> "VirstProcessor":
     """Load the processor of a checkpoint.
 
@@ -80,11 +103,22 @@ def load_processor(name: str | os.PathLike) -> "VirstProcessor":
         [`VirstProcessor`]: The processor.
 
     Raises:
-        CheckpointError: There is no VIRST checkpoint of that name.
+        CheckpointError: There is no VIRST checkpoint of that name, or its processor's files are missing or damaged.
     """
     from .processing_virst import VirstProcessor
 
-    return VirstProcessor.from_pretrained(check_model_name(name))
+    name = check_model_name(name)
+    load_config(name)  # the tokenizer's loader reads config.json, too, and its errors are not clear
+    try:
+        return VirstProcessor.from_pretrained(name)
+    except VirstError:
+        raise
+    # Transformers raises these for files of a tokenizer or processor that are missing, or are not what they should be.
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"The processor of {name} cannot be loaded ({error}). Save one there with VirstProcessor.save_pretrained, "
+            "or convert again with --tokenizer."
+        ) from error
 
 
 def load_model(
@@ -106,21 +140,19 @@ def load_model(
         ConfigError: The sizes in its configuration do not fit together.
         VirstError: There is no such device.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     from .modeling_virst import VirstForVideoSegmentation
 
     name = check_model_name(name)
     place = pick_device(device)
+    load_config(name)  # for its errors, which are clearer than those on the way through from_pretrained
     try:
         model = VirstForVideoSegmentation.from_pretrained(name, dtype=dtype or "auto")
     except SafetensorError as error:
         raise CheckpointError(
             f"The weights of {name} cannot be read: {error}. Fetch or convert them again."
         ) from error
-    except StrictDataclassError as error:
-        raise CheckpointError(f"The config.json of {name} is not valid: {error}") from error
     return model.to(place).eval()
 
 

@@ -96,8 +96,8 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
             seg_frame_indices (`torch.LongTensor` of shape `(sum of T_seg,)`): Source frame of each `T_seg` frame.
             num_seg_frames (`torch.LongTensor` of shape `(num_videos,)`): `T_seg` of each.
             keep_frames (`bool`, *optional*, defaults to `True`):
-                Encode all frames now and hold their features, for reuse: about 17 MB a frame at full size in float32.
-                `False` holds the `T_seg` frames and encodes the others as tracking reaches them.
+                Encode all frames now and hold their features, for reuse and so without a graph: about 17 MB a frame at
+                full size in float32. `False` holds the `T_seg` frames and encodes the others as tracking reaches them.
             supervised (`Sequence[Sequence[int]]`, *optional*):
                 For training: the source frames of each video that will be decoded. Only they keep their finer maps.
             frames_per_batch (`int`, *optional*, defaults to 4): Frames that go through the SAM encoder together.
@@ -110,7 +110,9 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
         """
         self._check_video_inputs(pixel_values_videos, num_vlm_frames, sam_pixel_values, num_frames)
         clips = pixel_values_videos.split(num_vlm_frames.tolist())
-        embeds = [self.model.get_video_features(clip) for clip in clips]
+        graph = torch.is_grad_enabled() and not keep_frames
+        with torch.set_grad_enabled(graph):
+            embeds = [self.model.get_video_features(clip) for clip in clips]
         if sam_pixel_values is None:
             return [VirstVideoFeatures(tokens, len(clip) == 1) for tokens, clip in zip(embeds, clips, strict=True)]
         out = []
@@ -118,7 +120,9 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
         for i, pixels in enumerate(sam_pixel_values.split(num_frames.tolist())):
             pinned = range(len(pixels)) if keep_frames else seg_indices[i]
             detailed = None if supervised is None else supervised[i]
-            store = FrameStore(self.model.segmenter, pixels, pinned, detailed, frames_per_batch)
+            # A graph would hold the stride-4 maps that go into the mask decoder's convolutions: four times as much.
+            with torch.set_grad_enabled(graph):
+                store = FrameStore(self.model.segmenter, pixels, pinned, detailed, frames_per_batch)
             features = VirstVideoFeatures(
                 video_embeds=embeds[i],
                 is_image=len(clips[i]) == 1,

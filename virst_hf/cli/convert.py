@@ -1,10 +1,6 @@
 """`virst convert`: build a checkpoint from the released one, or one to start training from."""
 
 import argparse
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..configuration_virst import VirstConfig
 
 __all__ = ["add_parser", "run"]
 
@@ -70,9 +66,10 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..conversion import convert_released, convert_videochat
+    from ..loading import load_config
 
     common = {
-        "config": load_config(args.config),
+        "config": None if args.config is None else load_config(args.config),
         "tokenizer": args.tokenizer,
         "dtype": None if args.dtype == "auto" else getattr(torch, args.dtype),
         "max_shard_size": args.max_shard_size,
@@ -82,16 +79,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         convert_videochat(args.videochat, args.sam2, args.output, seed=args.seed, **common)
     return 0
-
-
-def load_config(path: str | None) -> "VirstConfig | None":
-    """The configuration at `path`; `None` stands for the released model's."""
-    if path is None:
-        return None
-    from ..configuration_virst import VirstConfig
-    from ..errors import ConfigError
-
-    try:
-        return VirstConfig.from_pretrained(path)
-    except OSError as error:
-        raise ConfigError(f"No configuration could be read from {path}: {error}") from error

@@ -41,16 +41,14 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         CheckpointError: The folder holds no VIRST checkpoint, or a file of it cannot be read.
     """
-    from ..loading import check_model_name
+    from ..loading import check_model_name, load_config
 
     folder = Path(args.model).expanduser()
     if not folder.exists():
         raise CheckpointError(f"There is no folder {folder}. A model of the Hub is fetched with `hf download`.")
     check_model_name(folder)
     headers = read_tensor_headers(folder)
-    from ..configuration_virst import VirstConfig
-
-    config = VirstConfig.from_pretrained(str(folder))
+    config = load_config(folder)
     vision, text, segmenter = config.vision_config, config.text_config, config.segmenter_config
     print(f"{folder}: {config.model_type}, {len(headers)} tensors")
     print(f"vision tower    {vision.num_hidden_layers} layers, width {vision.hidden_size}, {vision.image_size} pixels")
@@ -89,7 +87,10 @@ def read_tensor_headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """
     index = folder / INDEX_FILE
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is not the index of a sharded checkpoint ({error}).") from error
         files = [folder / name for name in names]
     else:
         files = sorted(folder.glob("*.safetensors"))

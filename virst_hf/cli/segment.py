@@ -53,9 +53,10 @@ def run(args: argparse.Namespace) -> None:
     processor, model = load(args)
     # The inputs stay on the CPU: the model fetches a few frames at a time, so a long video needs no more of a GPU.
     inputs = processor(videos=video, text=args.texts)
-    with encoding_progress(model, video.num_frames):
-        outputs = model.segment(**inputs)
+    # Opened before the work begins: a place that cannot be written is told at once.
     with output_folder(output) as folder:
+        with encoding_progress(model, video.num_frames):
+            outputs = model.segment(**inputs)
         write_results(folder, video, args.texts, processor, outputs)
     expressions = "1 expression" if len(args.texts) == 1 else f"{len(args.texts)} expressions"
     frames = "1 frame" if video.num_frames == 1 else f"{video.num_frames} frames"
@@ -101,10 +102,17 @@ def output_folder(output: Path) -> Iterator[Path]:
 
     Yields:
         `pathlib.Path`: The temporary folder. It is removed when the block raises, and `output` is as it was.
+
+    Raises:
+        VirstError: Nothing can be written beside `output`.
     """
     output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as holder:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
+    except OSError as error:
+        raise VirstError(f"--output {output} cannot be written: {error}") from error
+    with temporary as holder:
         folder, former = Path(holder) / "new", Path(holder) / "former"
         folder.mkdir()
         yield folder
