@@ -261,6 +261,20 @@ def test_output_that_cannot_be_written_is_told_before_the_work(
     assert "cannot be written" in one_line(capsys)
 
 
+def test_scores_that_are_no_numbers_are_an_error(model: Path, folder: Path, tmp_path: Path, monkeypatch, capsys):
+    segment_video = virst_hf.VirstForVideoSegmentation.segment
+
+    def overflow(self, **inputs):
+        outputs = segment_video(self, **inputs)
+        outputs.object_scores[0][1] = float("nan")
+        return outputs
+
+    monkeypatch.setattr(virst_hf.VirstForVideoSegmentation, "segment", overflow)
+    assert main(["segment", str(folder), "it", "--model", str(model), "--output", str(tmp_path / "out")]) == 2
+    assert "--dtype float32" in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
 def test_info_tells_of_a_broken_index(model: Path, tmp_path: Path, capsys):
     shutil.copytree(model, tmp_path / "m")
     (tmp_path / "m" / info.INDEX_FILE).write_text('{"weight_map":')

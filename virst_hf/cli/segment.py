@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     """Segment, write the folder and say what was written.
 
     Raises:
-        VirstError: An expression is empty, or DIR is in use.
+        VirstError: An expression is empty, DIR is in use, or the model gives scores that are no numbers.
     """
     for index, text in enumerate(args.texts):
         if not text.strip():
@@ -57,10 +57,19 @@ def run(args: argparse.Namespace) -> None:
     with output_folder(output) as folder:
         with encoding_progress(model, video.num_frames):
             outputs = model.segment(**inputs)
+        check_scores(outputs)
         write_results(folder, video, args.texts, processor, outputs)
     expressions = "1 expression" if len(args.texts) == 1 else f"{len(args.texts)} expressions"
     frames = "1 frame" if video.num_frames == 1 else f"{video.num_frames} frames"
     print(f"Wrote the masks of {expressions} in {frames}, {JSON_NAME} and {OVERLAY_NAME} to {output}")
+
+
+def check_scores(outputs: "VirstSegmentationOutput") -> None:
+    """Raise a `VirstError` where the model gave no numbers: its masks would be empty, as if nothing were there."""
+    if not all(bool(scores.isfinite().all()) for scores in outputs.object_scores):
+        raise VirstError(
+            "The model gave scores that are no numbers. Half precision may overflow: try --dtype float32."
+        )
 
 
 def check_output(output: str, overwrite: bool) -> Path:
