@@ -1,4 +1,5 @@
 import random
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -45,10 +46,17 @@ def test_examples_worked_out_by_hand():
 
 
 @given(st.integers(1, 64), st.integers(1, 8))
-def test_inference_anchors_match_linspace(num_seg, stride):
+def test_inference_anchors_are_exact_and_round_half_to_even(num_seg, stride):
     count = max(1, num_seg // stride)
-    want = torch.linspace(0, num_seg - 1, count, dtype=torch.float64).round().long().tolist()
+    want = [round(Fraction(i * (num_seg - 1), max(1, count - 1))) for i in range(count)]
     assert inference_anchors(num_seg, stride) == want
+
+
+@pytest.mark.parametrize("num_seg", [1, *range(8, 33, 4)])
+def test_inference_anchors_match_linspace(num_seg):
+    # For every T_seg there is. Elsewhere a float may miss the exact half (62 frames: 30.5 becomes 30.500000000000004).
+    want = torch.linspace(0, num_seg - 1, max(1, num_seg // 4)).round().long().tolist()
+    assert inference_anchors(num_seg) == want
 
 
 @given(st.integers(-5, 70), st.sets(st.integers(0, 64), min_size=1), st.integers(1, 10))
