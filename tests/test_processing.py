@@ -20,8 +20,9 @@ from transformers import AutoProcessor, AutoTokenizer
 from virst_hf import VirstProcessor, VirstVideoProcessor
 from virst_hf.errors import VirstError
 from virst_hf.modeling_outputs import VirstSegmentationOutput
-from virst_hf.processing_virst import encode_rle, iter_masks
+from virst_hf.processing_virst import iter_masks
 from virst_hf.prompts import MARKER, normalise_text
+from virst_hf.rle import encode_rle
 from virst_hf.toy_tokenizer import toy_tokenizer
 
 SHARED = Path(os.environ.get("VIRST_SHARED", Path(__file__).parents[2] / "shared"))

@@ -19,7 +19,7 @@ EXPORTS = {
         "VirstSegmenterConfig",
         "VirstVisionConfig",
     ],
-    "errors": ["CheckpointError", "ConfigError", "VideoError", "VirstError"],
+    "errors": ["CheckpointError", "ConfigError", "DataError", "EvaluationError", "VideoError", "VirstError"],
     "loading": ["load_model", "load_processor"],
     "modeling_outputs": ["VirstOutput", "VirstSegmentationOutput", "VirstVideoFeatures"],
     "modeling_virst": ["VirstForVideoSegmentation", "VirstModel", "VirstPreTrainedModel"],

@@ -1,6 +1,6 @@
 """The errors that `virst_hf` raises for its users. All are a `ValueError`; each says what was found and what to do."""
 
-__all__ = ["CheckpointError", "ConfigError", "VideoError", "VirstError"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "EvaluationError", "VideoError", "VirstError"]
 
 
 class VirstError(ValueError):
@@ -63,6 +63,38 @@ class ConfigError(VirstError):
     ... except ConfigError as error:
     ...     print(error)
     The segmenter's image_size must be a multiple of 32, found 100.
+
+    ```
+    """
+
+
+class DataError(VirstError):
+    """A data set, an annotation or a mask is missing, malformed, unsafe to read, or does not fit its frames.
+
+    Example:
+
+    ```python
+    >>> from virst_hf import DataError
+    >>> from virst_hf.rle import decode_rle
+    >>> try:
+    ...     decode_rle({"size": [4, 6], "counts": "9220"})
+    ... except DataError as error:
+    ...     print(error)
+    A mask of 4 x 6 has runs of 17 pixels in all; expected 24.
+
+    ```
+    """
+
+
+class EvaluationError(VirstError):
+    """Predictions are missing, unreadable, of another size or of unknown expressions, or a protocol is unknown.
+
+    Example:
+
+    ```python
+    >>> from virst_hf import EvaluationError, VirstError
+    >>> issubclass(EvaluationError, VirstError)
+    True
 
     ```
     """

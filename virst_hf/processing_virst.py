@@ -25,12 +25,13 @@ from .prompts import (
     normalise_text,
     segmentation_answer,
 )
+from .rle import encode_rle
 from .video_io import open_video
 
 if TYPE_CHECKING:
     from .video_processing_virst import VirstVideoProcessor
 
-__all__ = ["VirstProcessor", "encode_rle", "iter_masks"]
+__all__ = ["VirstProcessor", "iter_masks"]
 
 CHAT_TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
 # Positions with this label are left out of the token loss.
@@ -471,21 +472,6 @@ def iter_masks(
         present = object_scores[start : start + chunk].detach() > 0
         resized = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)[:, 0]
         yield from ((resized > threshold) & present[:, None, None]).cpu().numpy()
-
-
-def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """COCO run-length encoding of a mask, in a form that JSON can hold.
-
-    Args:
-        mask (`numpy.ndarray` of shape `(height, width)`, `bool`): The mask.
-
-    Returns:
-        `dict`: `size` (`list[int]`, height and width) and `counts` (`str`), as `pycocotools.mask.decode` takes them.
-    """
-    from pycocotools import mask as coco
-
-    rle = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 # --- which text, which video -----------------------------------------------------------------------------------------

@@ -41,11 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): Arguments; by default those of the process.
 
     Returns:
-        `int`: 0, or 2 after bad input, which was told in one line on stderr, or 130 when interrupted.
+        `int`: 0, or what the command found (1 where a check or a sample failed), or 2 after bad input, which was told
+        in one line on stderr, or 130 when interrupted.
     """
     args = make_parser().parse_args(argv)
     try:
-        COMMANDS[args.command].run(args)
+        return COMMANDS[args.command].run(args) or 0
     except (VirstError, OSError) as error:
         # Transformers and the Hub client raise OSError for a model that is not there, over several lines.
         print(f"virst {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -53,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"virst {args.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    return 0
 
 
 if __name__ == "__main__":

@@ -167,8 +167,8 @@ def write_results(
     """Write mask PNGs, masks.json and overlay.mp4; one frame of the video is in memory at a time."""
     from tqdm import tqdm
 
-    from ..processing_virst import encode_rle
     from ..rendering import VideoWriter, draw_overlay, write_json, write_mask
+    from ..rle import encode_rle
 
     size = (video.height, video.width)
     streams = [
