@@ -172,18 +172,11 @@ class VirstDatasetBuilder(datasets.GeneratorBasedBuilder):
             for index, row in enumerate(self.rows(self.root, split, units, raise_problem)):
                 yield f"{units[0]}:{index}", row
 
-    def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        """As in `datasets`, but a defect of the data comes out as the DataError that it is.
-
-        Args:
-            *args: As in `datasets`.
-            **kwargs: As in `datasets`, `num_proc` among them.
-
-        Raises:
-            DataError: The data set has a defect; `virst data doctor` lists all of them.
-        """
+    def _prepare_split_single(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As in `datasets`, which hides every error behind one of its own. With several processes this runs in one of
+        them, and later only the text of a traceback would be left."""
         try:
-            super().download_and_prepare(*args, **kwargs)
+            yield from super()._prepare_split_single(*args, **kwargs)
         except datasets.exceptions.DatasetGenerationError as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, VirstError):

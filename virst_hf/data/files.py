@@ -166,7 +166,7 @@ def cached_file_reader(read: Callable[[Path], T]) -> Callable[[Path], T]:
     Returns:
         `Callable[[pathlib.Path], T]`: The same with a memory of its last two files.
     """
-    kept: OrderedDict[tuple[str, int, int], T] = OrderedDict()
+    kept: OrderedDict[tuple[str, int, int, int], T] = OrderedDict()
 
     @functools.wraps(read)
     def wrapper(path: Path) -> T:
@@ -174,7 +174,7 @@ def cached_file_reader(read: Callable[[Path], T]) -> Callable[[Path], T]:
             state = path.stat()
         except OSError as error:
             raise DataError(f"There is no file {path}.") from error
-        key = (str(path), state.st_size, state.st_mtime_ns)
+        key = (str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
         if key not in kept:
             value = read(path)
             kept[key] = value
