@@ -20,6 +20,8 @@ MAX_PIXELS = 100_000_000
 MAX_DIGITS = 7
 # Polygons are drawn edge by edge, so a far-off corner would cost time and memory.
 MAX_COORDINATE = 1e5
+# Total length of the edges in pixels: pycocotools keeps 5 points a pixel, and does not notice when memory runs out.
+MAX_EDGES = 2e6
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
@@ -62,12 +64,13 @@ def decode_rle(rle: Mapping[str, Any] | None, size: tuple[int, int] | None = Non
     Raises:
         DataError: The encoding is damaged, or has another size.
     """
-    checked = check_rle(rle, size)
-    if checked is not None:
-        return coco.decode(checked).astype(bool)
-    if rle is None and size is None:
-        raise DataError("An absent mask has no size of its own; pass size.")
-    return np.zeros(size if size is not None else tuple(rle["size"]), dtype=bool)
+    if rle is None:
+        if size is None:
+            raise DataError("An absent mask has no size of its own; pass size.")
+        return np.zeros(size, dtype=bool)
+    runs, height, width = _read_runs(rle, size)[1:]
+    values = (np.arange(len(runs)) % 2).astype(bool)
+    return np.repeat(values, runs).reshape((height, width), order="F")
 
 
 def check_rle(rle: Any, size: tuple[int, int] | None = None) -> dict[str, Any] | None:
@@ -97,6 +100,16 @@ def check_rle(rle: Any, size: tuple[int, int] | None = None) -> dict[str, Any] |
     """
     if rle is None:
         return None
+    raw, runs, height, width = _read_runs(rle, size)
+    if not runs[1::2].any():
+        return None
+    if raw is None:
+        raw = coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)["counts"]
+    return {"size": [height, width], "counts": raw.decode("ascii")}
+
+
+def _read_runs(rle: Any, size: tuple[int, int] | None) -> tuple[bytes | None, np.ndarray, int, int]:
+    """Compressed counts where there are any, runs, height and width, all checked."""
     if not isinstance(rle, Mapping) or "size" not in rle or "counts" not in rle:
         raise DataError('A mask must be {"size": [height, width], "counts": ...} or null; found something else.')
     height, width = _size(rle["size"])
@@ -116,11 +129,7 @@ def check_rle(rle: Any, size: tuple[int, int] | None = None) -> dict[str, Any] |
     else:
         raise DataError(f"The counts of a mask must be text or a list of runs, found {type(counts).__name__}.")
     _check_runs(runs, height, width)
-    if not runs[1::2].any():
-        return None
-    if raw is None:
-        raw = coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)["counts"]
-    return {"size": [height, width], "counts": raw.decode("ascii")}
+    return raw, runs, height, width
 
 
 def _size(size: Any) -> tuple[int, int]:
@@ -237,5 +246,13 @@ def polygons_to_rle(polygons: Sequence[Sequence[float]], size: tuple[int, int]) 
         drawn.append([float(x) for x in polygon])
     if not drawn:
         return None
+    if sum(_edge_length(polygon) for polygon in drawn) > MAX_EDGES:
+        raise DataError(f"The edges of the polygons of a mask are more than {int(MAX_EDGES):,} pixels long in all.")
     merged = coco.merge(coco.frPyObjects(drawn, height, width), intersect=False)
     return check_rle({"size": [height, width], "counts": merged["counts"]})
+
+
+def _edge_length(polygon: Sequence[float]) -> float:
+    """Length of the edges of a polygon, each counted by its longer direction."""
+    corners = np.array(polygon).reshape(-1, 2)
+    return float(np.abs(np.roll(corners, -1, axis=0) - corners).max(axis=1).sum())
