@@ -150,7 +150,8 @@ class VirstDatasetBuilder(datasets.GeneratorBasedBuilder):
         paths = [path for split in self.available_splits() for path in self.annotation_paths(self.root, split)]
         fields = {key: str(value) for key, value in vars(self.config).items() if key not in ("version", "data_dir")}
         described = f"{SCHEMA_VERSION} {type(self).__qualname__} {self.root} {sorted(fields.items())}"
-        return content_hash([described, *paths])
+        # Sets with one file for all splits name it once for each.
+        return content_hash([described, *dict.fromkeys(paths)])
 
     # --- what datasets calls -----------------------------------------------------------------------------------------
     def _info(self) -> datasets.DatasetInfo:

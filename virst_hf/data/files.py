@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import os
 import struct
 import zlib
@@ -35,6 +36,8 @@ __all__ = [
 
 # mask_dict.json of MeViS has 0.4 GB; beyond this a file is not read into memory.
 MAX_FILE_BYTES = 4 * 2**30
+# The system refuses longer ones with an error of its own, also when only asked whether there is such a file.
+MAX_NAME = 1024
 # What Pillow's decoders raise on damaged files.
 IMAGE_ERRORS = (
     OSError,
@@ -124,6 +127,13 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number of JSON")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:20]} is too large for a number")
+    return number
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -150,7 +160,12 @@ def read_json(path: str | os.PathLike, encodings: Sequence[str] = ("utf-8",), un
     """
     text = read_text(path, encodings)
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique if unique_keys else None)
+        return json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_unique if unique_keys else None,
+        )
     except RecursionError as error:
         raise DataError(f"{path} is nested too deeply to be an annotation file.") from error
     except ValueError as error:
@@ -224,7 +239,8 @@ def data_path(root: Path, *parts: str, follow_links: bool = False) -> Path:
         `pathlib.Path`: The path; it need not exist.
 
     Raises:
-        DataError: A name is empty, absolute, has "..", a backslash or a control character, or a link leaves `root`.
+        DataError: A name is empty, absolute, too long, has "..", a backslash or a control character, or a link leaves
+            `root`.
     """
     for part in parts:
         if not isinstance(part, str) or not part:
@@ -232,6 +248,8 @@ def data_path(root: Path, *parts: str, follow_links: bool = False) -> Path:
         steps = part.split("/")
         if "" in steps or ".." in steps or "." in steps or "\\" in part or not part.isprintable() or ":" in steps[0]:
             raise DataError(f"The name {describe(part)} is refused: it could point outside of {root}.")
+        if len(part) > MAX_NAME or any(len(step.encode()) > 255 for step in steps):
+            raise DataError(f"The name {describe(part)} is refused: no file can have so long a name.")
     path = root.joinpath(*parts)
     if not follow_links:
         _refuse_leaving(root, path)

@@ -95,8 +95,9 @@ or such a JSON file itself"""
         path = self._files(root)[split]
         if path.name == EXPRESSIONS:
             return [path, path.with_name(MASKS)]
-        folders = {item.get("mask_folder") for item in read_items(path) if isinstance(item, dict)}
-        below = [data_path(path.parent, name, follow_links=True) for name in sorted(filter(is_text, folders))]
+        folders = [item.get("mask_folder") for item in read_items(path) if isinstance(item, dict)]
+        names = sorted(set(filter(is_text, folders)))
+        below = [data_path(path.parent, name, follow_links=True) for name in names]
         return [path, *below]
 
     def units(self, root: Path, split: str, report: Report) -> list[str]:

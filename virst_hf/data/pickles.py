@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,41 @@ def _bytes_of(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin-1")
 
 
+def _refuse(unpickler: pickle._Unpickler) -> None:
+    raise pickle.UnpicklingError("it has an instruction that plain data does not need")
+
+
+def _key_checked(load: Callable[[pickle._Unpickler], None], first: int) -> Callable[[pickle._Unpickler], None]:
+    """An instruction that fills a dictionary from the stack, after a look at the keys: to hash tuples of tuples that
+    name one another twice takes for ever."""
+
+    def checked(unpickler: pickle._Unpickler) -> None:
+        if not all(isinstance(key, str | bytes | int) for key in unpickler.stack[first::2]):
+            raise pickle.UnpicklingError("a key is neither text nor a number")
+        load(unpickler)
+
+    return checked
+
+
+# Of the instructions that are not for plain data, BUILD would let a file set attributes of `_bytes_of`, and BYTEARRAY8
+# sets aside as much memory as the file says.
+REFUSED = (
+    "BUILD INST OBJ NEWOBJ NEWOBJ_EX EXT1 EXT2 EXT4 PERSID BINPERSID BYTEARRAY8 NEXT_BUFFER "
+    "READONLY_BUFFER EMPTY_SET ADDITEMS FROZENSET"
+).split()
+
+
 # The unpickler in Python: the one in C sets aside as much memory as a forged memo index asks for.
 class _PlainUnpickler(pickle._Unpickler):
     """Refuses every global, every extension code and every persistent id."""
+
+    dispatch = {
+        **pickle._Unpickler.dispatch,
+        **{getattr(pickle, name)[0]: _refuse for name in REFUSED},
+        pickle.DICT[0]: _key_checked(pickle._Unpickler.load_dict, 0),
+        pickle.SETITEM[0]: _key_checked(pickle._Unpickler.load_setitem, -2),
+        pickle.SETITEMS[0]: _key_checked(pickle._Unpickler.load_setitems, 0),
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         """Only the function that stands for bytes, and in place of it our own."""
