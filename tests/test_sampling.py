@@ -12,6 +12,7 @@ from virst_hf.sampling import (
     bin_centres,
     closest_anchors,
     inference_anchors,
+    jittered_bins,
     sample_training_frames,
     seg_frame_positions,
     vlm_frame_indices,
@@ -32,6 +33,36 @@ def test_vlm_frames(num_frames):
         assert len(set(indices)) == len(indices)
     else:
         assert indices == [min(i, num_frames - 1) for i in range(8)]
+
+
+@given(st.integers(1, 300), st.integers(1, 64), st.integers(0, 99))
+def test_jitter_stays_in_its_bin(length, bins, seed):
+    length = max(length, bins)
+    drawn = jittered_bins(length, bins, random.Random(seed))
+    assert len(drawn) == bins and sorted(set(drawn)) == drawn
+    width = length / bins
+    for i, frame in enumerate(drawn):
+        # A frame t fills [t, t + 1): it overlaps its bin, up to the one frame by which a border may move.
+        assert i * width - 1 < frame < (i + 1) * width + 1
+    assert drawn == jittered_bins(length, bins, random.Random(seed))
+
+
+@pytest.mark.parametrize(("length", "bins"), [(8, 8), (10, 8), (12, 8), (19, 8), (60, 8), (70, 64)])
+def test_jitter_reaches_every_frame_and_the_centres(length, bins):
+    rng = random.Random(0)
+    drawn = np.array([jittered_bins(length, bins, rng) for _ in range(600)])
+    assert set(drawn.ravel()) == set(range(length))
+    for i, centre in enumerate(bin_centres(length, bins)):
+        assert centre in drawn[:, i]
+
+
+@given(st.integers(1, 300), st.integers(0, 99))
+def test_jittered_vlm_frames(num_frames, seed):
+    centres = vlm_frame_indices(num_frames)
+    drawn = vlm_frame_indices(num_frames, rng=random.Random(seed))
+    assert len(drawn) == len(centres) and drawn == sorted(drawn) and 0 <= drawn[0] and drawn[-1] < num_frames
+    if num_frames <= 8:
+        assert drawn == centres
 
 
 def test_examples_worked_out_by_hand():
@@ -98,6 +129,8 @@ def test_training_anchors_are_uniform():
         lambda: vlm_frame_indices(0),
         lambda: vlm_frame_indices(5, max_frames=2),
         lambda: bin_centres(4, 0),
+        lambda: jittered_bins(4, 5, random.Random(0)),
+        lambda: jittered_bins(4, 0, random.Random(0)),
         lambda: inference_anchors(0),
         lambda: sample_training_frames(0),
     ],

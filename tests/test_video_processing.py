@@ -1,11 +1,17 @@
+from fractions import Fraction
+
+import cv2
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from virst_hf import VideoError, VirstError, VirstVideoProcessor, open_video
 from virst_hf.sampling import seg_frame_positions, vlm_frame_indices
+from virst_hf.video_processing_virst import box_area, overlaps, resize_binary
 
 KEYS = [
     "pixel_values_videos",
@@ -131,6 +137,80 @@ def test_resize_masks(small):
     assert bool(resized[0, :32].all()) and not bool(resized[0, 32:].any()) and not bool(resized[1].any())
     with pytest.raises(VirstError, match="frames, height, width"):
         small.resize_masks(masks[0])
+    assert torch.equal(small.resize_masks(torch.from_numpy(masks)), resized)
+
+
+SIDES = st.integers(1, 90)
+
+
+def count_parts(mask):
+    return cv2.connectedComponents(np.asarray(mask, dtype=np.uint8), connectivity=8)[0] - 1
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 9), st.integers(1, 9), st.integers(0, 999))
+def test_areas_against_fractions(height, width, high, wide, seed):
+    mask = np.random.default_rng(seed).random((height, width)) < 0.5
+    got = box_area(mask, overlaps(height, high), overlaps(width, wide))
+    full = int(box_area(np.ones_like(mask), overlaps(height, high), overlaps(width, wide))[0, 0])
+
+    def overlap(i, old, j, new):
+        return max(
+            Fraction(0), min(Fraction(i + 1, old), Fraction(j + 1, new)) - max(Fraction(i, old), Fraction(j, new))
+        )
+
+    for r in range(high):
+        for c in range(wide):
+            share = sum(
+                overlap(y, height, r, high) * overlap(x, width, c, wide)
+                for y, x in zip(*np.nonzero(mask), strict=True)
+            )
+            assert Fraction(int(got[r, c]), full) == share * high * wide
+
+
+@given(SIDES, SIDES, SIDES, SIDES, st.floats(0, 1), st.integers(0, 999))
+def test_no_part_of_a_mask_vanishes(height, width, high, wide, density, seed):
+    mask = np.random.default_rng(seed).random((height, width)) < density
+    (resized,) = resize_binary(mask[None], (high, wide))
+    assert resized.shape == (high, wide) and resized.any() == mask.any() and (not mask.all() or resized.all())
+    # Every part has a set pixel of the result on it, and every set pixel stands on the mask.
+    shown = box_area(resized, overlaps(height, high).T, overlaps(width, wide).T) > 0
+    parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1]
+    assert set(np.unique(parts[mask])) == set(np.unique(parts[mask & shown]))
+    assert not (resized & (box_area(mask, overlaps(height, high), overlaps(width, wide)) == 0)).any()
+
+
+@given(st.data(), st.integers(20, 200), st.integers(20, 200), st.integers(16, 100), st.integers(1, 3))
+@settings(max_examples=300)
+def test_a_line_stays_in_one_piece(data, height, width, side, thickness):
+    ends = [data.draw(st.tuples(st.integers(0, width - 1), st.integers(0, height - 1))) for _ in range(2)]
+    mask = cv2.line(np.zeros((height, width), np.uint8), *ends, 1, thickness)
+    (resized,) = resize_binary(mask[None] > 0, (side, side))
+    assert count_parts(resized) == 1
+    # About as long, and at most a few pixels wide.
+    scaled = [(end[0] * side / width, end[1] * side / height) for end in ends]
+    length = max(abs(scaled[0][i] - scaled[1][i]) for i in range(2)) + 1
+    wide = thickness * side / min(height, width)
+    assert length * 0.7 - 3 <= resized.sum() <= (length + wide) * 2 * (wide + 1.5)
+
+
+@given(st.data(), st.integers(40, 300), st.integers(40, 300), st.integers(32, 150))
+def test_the_area_of_an_object_is_kept(data, height, width, side):
+    centre = data.draw(st.integers(0, width)), data.draw(st.integers(0, height))
+    axes = data.draw(st.integers(5, width)), data.draw(st.integers(5, height))
+    mask = cv2.ellipse(np.zeros((height, width), np.uint8), centre, axes, 0, 0, 360, 1, -1) > 0
+    (resized,) = resize_binary(mask[None], (side, side))
+    outline = 2 * (np.ptp(np.nonzero(resized)[0]) + np.ptp(np.nonzero(resized)[1]) + 2)
+    assert abs(resized.sum() - mask.mean() * side * side) <= 0.5 * outline
+
+
+def test_a_string_stays_on_its_kite():
+    mask = np.zeros((240, 320), np.uint8)
+    cv2.circle(mask, (200, 60), 30, 1, -1)
+    cv2.line(mask, (200, 60), (30, 230), 1, 1)
+    cv2.circle(mask, (300, 200), 1, 1, -1)
+    for side in (32, 64, 128):
+        (resized,) = resize_binary(mask[None] > 0, (side, side))
+        assert count_parts(resized) == 2, side
 
 
 def test_bad_calls(small, clip):

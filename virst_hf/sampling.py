@@ -9,6 +9,7 @@ __all__ = [
     "bin_centres",
     "closest_anchors",
     "inference_anchors",
+    "jittered_bins",
     "sample_training_frames",
     "seg_frame_positions",
     "vlm_frame_indices",
@@ -43,8 +44,49 @@ def bin_centres(length: int, num_bins: int) -> list[int]:
     return [(2 * i + 1) * length // (2 * num_bins) for i in range(num_bins)]
 
 
-def vlm_frame_indices(num_frames: int, max_frames: int = 64, multiple: int = 4, min_frames: int = 8) -> list[int]:
-    """The source frame of each frame that the language model sees (deterministic: bin centres).
+def jittered_bins(length: int, num_bins: int, rng: random.Random) -> list[int]:
+    """A frame at random from each of `num_bins` bins of a video: [`bin_centres`] with the jitter of training.
+
+    The bins part the frames: each frame is in one bin, its centre among them, so that no frame is drawn twice.
+
+    Args:
+        length (`int`): Number of frames, at least `num_bins`.
+        num_bins (`int`): Number of bins, at least 1.
+        rng (`random.Random`): Source of randomness.
+
+    Returns:
+        `list[int]`: `num_bins` strictly ascending indices in `[0, length)`.
+
+    Raises:
+        VirstError: There are fewer frames than bins, or no bin.
+
+    Example:
+
+    ```python
+    >>> import random
+    >>> from virst_hf.sampling import bin_centres, jittered_bins
+    >>> jittered_bins(100, 4, random.Random(0)), bin_centres(100, 4)
+    ([12, 49, 63, 76], [12, 37, 62, 87])
+
+    ```
+    """
+    if length < num_bins:
+        raise VirstError(f"{num_bins} bins need at least as many frames, but there are {length}.")
+    centres = bin_centres(length, num_bins)
+    # Where bins are narrower than two frames, the centre of a bin may be the first frame behind it, counted in whole
+    # frames; then the border moves behind that frame.
+    starts = [0, *(max(i * length // num_bins, centres[i - 1] + 1) for i in range(1, num_bins)), length]
+    return [rng.randrange(start, end) for start, end in zip(starts, starts[1:], strict=False)]
+
+
+def vlm_frame_indices(
+    num_frames: int,
+    max_frames: int = 64,
+    multiple: int = 4,
+    min_frames: int = 8,
+    rng: random.Random | None = None,
+) -> list[int]:
+    """The source frame of each frame that the language model sees: bin centres, or jittered in training.
 
     `T_vlm = min(max_frames, length)` rounded down to a multiple of the vision tower's clip. A video shorter than
     `min_frames` is padded to it by its last frame, so the last index repeats.
@@ -54,6 +96,7 @@ def vlm_frame_indices(num_frames: int, max_frames: int = 64, multiple: int = 4, 
         max_frames (`int`, *optional*, defaults to 64): Most frames that the language model sees.
         multiple (`int`, *optional*, defaults to 4): Frames of one clip of the vision tower.
         min_frames (`int`, *optional*, defaults to 8): Length to which a shorter video is padded.
+        rng (`random.Random`, *optional*): For training: a frame at random from each bin, see [`jittered_bins`].
 
     Returns:
         `list[int]`: `T_vlm` ascending indices in `[0, num_frames)`.
@@ -78,7 +121,8 @@ def vlm_frame_indices(num_frames: int, max_frames: int = 64, multiple: int = 4, 
         )
     length = max(num_frames, min_frames)
     num_vlm = min(max_frames, length) // multiple * multiple
-    return [min(i, num_frames - 1) for i in bin_centres(length, num_vlm)]
+    chosen = bin_centres(length, num_vlm) if rng is None else jittered_bins(length, num_vlm, rng)
+    return [min(i, num_frames - 1) for i in chosen]
 
 
 def seg_frame_positions(num_vlm: int, max_frames: int = 32) -> list[int]:

@@ -1,13 +1,16 @@
 """One call, two views of a video: a few frames for the language model, all frames for SAM."""
 
+import functools
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
+from scipy import sparse
 from torchvision.transforms.functional import pil_to_tensor, resize
 from transformers.image_processing_utils import BatchFeature
 from transformers.video_processing_utils import BaseVideoProcessor
@@ -17,6 +20,9 @@ from .sampling import seg_frame_positions, vlm_frame_indices
 from .video_io import IMAGE_SUFFIXES, VideoSource, open_video
 
 __all__ = ["VirstVideoProcessor"]
+
+# A pixel and its eight neighbours.
+AROUND = np.ones((3, 3), np.uint8)
 
 
 class VirstVideoProcessor(BaseVideoProcessor):
@@ -189,21 +195,118 @@ class VirstVideoProcessor(BaseVideoProcessor):
         return max(1, num_vlm_frames // self.frames_per_clip) * self.tokens_per_clip
 
     def resize_masks(self, masks: Any) -> torch.Tensor:
-        """Masks at the size of the SAM view, for training labels.
+        """Masks at the size of the SAM view, for training labels. Thin and small objects are kept.
+
+        A pixel is object where at least half of the area it stands for is. Where the object is thinner than a pixel of
+        the result (a pole, a string, a far-off player), a pixel that a line of one pixel would cross by half is set,
+        too: a line stays in one piece, and no part of a mask vanishes. So the area of an object grows or shrinks by at
+        most one pixel along its outline; a line comes out about one pixel wide, whatever its width was.
 
         Args:
             masks (`torch.Tensor` or `numpy.ndarray` of shape `(T, H, W)`): 0 and 1, or 0 and 255.
 
         Returns:
-            `torch.BoolTensor` of shape `(T, sam_image_size, sam_image_size)`: A pixel is object where at least half of
-            the area it stands for is.
+            `torch.BoolTensor` of shape `(T, sam_image_size, sam_image_size)`: Masks.
+
+        Raises:
+            VirstError: The masks have another number of axes, or no pixels.
         """
-        masks = torch.as_tensor(masks)
-        if masks.ndim != 3:
+        masks = np.asarray(masks.detach().cpu() if isinstance(masks, torch.Tensor) else masks)
+        if masks.ndim != 3 or 0 in masks.shape[1:]:
             raise VirstError(f"Masks have shape {tuple(masks.shape)}; expected (frames, height, width).")
-        size = (self.sam_image_size, self.sam_image_size)
-        resized = F.interpolate((masks > 0).float()[:, None], size=size, mode="bilinear", antialias=True)
-        return resized[:, 0] >= 0.5
+        return torch.from_numpy(resize_binary(masks > 0, (self.sam_image_size, self.sam_image_size)))
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+@functools.lru_cache(maxsize=16)
+def overlaps(length: int, target: int) -> sparse.csr_matrix:
+    """How much of each of `length` pixels lies in each of `target` pixels along one axis, in whole units.
+
+    A pixel of the origin is `target / gcd` units long and one of the result `length / gcd`, so all is exact.
+    """
+    unit = math.gcd(length, target)
+    old, new = target // unit, length // unit
+    edges = np.union1d(np.arange(length + 1) * old, np.arange(target + 1) * new)
+    starts, sizes = edges[:-1], np.diff(edges)
+    entries = (sizes.astype(np.int64), (starts // new, starts // old))
+    return sparse.csr_matrix(entries, shape=(target, length))
+
+
+def box_area(mask: np.ndarray, rows: sparse.csr_matrix, columns: sparse.csr_matrix) -> np.ndarray:
+    """Area of a mask in each pixel of the result, in the units of [`overlaps`]."""
+    return (columns @ (rows @ mask.astype(np.int64)).T).T
+
+
+def resize_binary(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The masks of `VirstVideoProcessor.resize_masks`, `(T, H, W)` to `(T, *size)`, all `bool`."""
+    shape = masks.shape[1:]
+    axes = [overlaps(old, new) for old, new in zip(shape, size, strict=True)]
+    full = math.prod(old // math.gcd(old, new) for old, new in zip(shape, size, strict=True))
+    crossed = full * min(1.0, size[0] / shape[0], size[1] / shape[1])
+    resized = np.zeros((len(masks), *size), dtype=bool)
+    for mask, target in zip(masks, resized, strict=True):
+        extents = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
+        if not len(extents[0]):
+            continue
+        # Only the box around the object is looked at: most objects are small.
+        box = tuple(slice(int(e[0]), int(e[-1]) + 1) for e in extents)
+        place = tuple(
+            slice(b.start * new // old, -(-b.stop * new // old)) for b, old, new in zip(box, shape, size, strict=True)
+        )
+        rows, columns = (axis[p, b] for axis, p, b in zip(axes, place, box, strict=True))
+        area = box_area(mask[box], rows, columns)
+        count, parts, stats, _ = cv2.connectedComponentsWithStats(mask[box].astype(np.uint8), connectivity=8)
+        drawn = draw_area(area, full, crossed, count)
+        if count > 2 or not drawn.any():
+            keep_parts(drawn, parts, stats, rows, columns)
+        target[place] = drawn
+    return resized
+
+
+def draw_area(area: np.ndarray, full: int, crossed: float, count: int) -> np.ndarray:
+    """The pixels that are set, by the area of the object in each; `crossed` is the area of a line of one pixel.
+
+    Besides those that are half full, a pixel that a line crosses by half is set, unless it lies beside a full one,
+    where it is but the rim of something larger. Of two pixels that a line crosses side by side, it crosses one by
+    half: so the line stays in one piece. Where the `count - 1` parts of a mask come to more pieces all the same
+    (where a line leaves something larger, where pixels meet at a corner), less of a crossing is enough.
+    """
+    rim = cv2.dilate((area == full).astype(np.uint8), AROUND).astype(bool)
+    for part in (2, 4, 8, 16):
+        drawn = (2 * area >= full) | ((part * area >= crossed * (1 - 1e-9)) & ~rim)
+        if join_pieces(drawn, area > 0, count):
+            break
+    return drawn
+
+
+def join_pieces(drawn: np.ndarray, touched: np.ndarray, count: int) -> bool:
+    """Set, in place, touched pixels between two pieces; whether there are fewer than `count` pieces at the end."""
+    pieces, labels = cv2.connectedComponents(drawn.astype(np.uint8), connectivity=8)
+    if pieces <= count:
+        return True
+    labels = labels.astype(np.float32)
+    highest = cv2.dilate(labels, AROUND)
+    lowest = cv2.erode(np.where(drawn, labels, np.float32(pieces)), AROUND)
+    drawn |= touched & (highest > lowest)
+    return cv2.connectedComponents(drawn.astype(np.uint8), connectivity=8)[0] <= count
+
+
+def keep_parts(
+    drawn: np.ndarray,
+    parts: np.ndarray,
+    stats: np.ndarray,
+    rows: sparse.csr_matrix,
+    columns: sparse.csr_matrix,
+) -> None:
+    """Set one pixel, in place, for each part of a mask of which nothing is drawn: the one that it fills most."""
+    # A pixel of the origin is shown if a pixel of the result that it lies in is set.
+    shown = box_area(drawn, rows.T, columns.T) > 0
+    seen = np.bincount(parts[shown], minlength=len(stats))
+    for number in np.flatnonzero(seen[1:] == 0) + 1:
+        left, top, width, height = (int(n) for n in stats[number, :4])
+        box = (slice(top, top + height), slice(left, left + width))
+        share = box_area(parts[box] == number, rows[:, box[0]], columns[:, box[1]])
+        drawn[np.unravel_index(share.argmax(), drawn.shape)] = True
 
 
 def is_frame(item: Any) -> bool:

@@ -7,11 +7,11 @@ from typing import NoReturn
 
 from ..errors import VirstError
 from ..version import __version__
-from . import ask, convert, info, segment
+from . import ask, convert, data, info, segment
 
 __all__ = ["main", "make_parser"]
 
-COMMANDS = {"segment": segment, "ask": ask, "convert": convert, "info": info}
+COMMANDS = {"segment": segment, "ask": ask, "convert": convert, "info": info, "data": data}
 BAD_INPUT = 2
 INTERRUPTED = 130
 

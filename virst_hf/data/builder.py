@@ -79,7 +79,8 @@ class VirstDatasetBuilder(datasets.GeneratorBasedBuilder):
     ) -> None:
         self.root = self._find_root(data_dir)
         self.config = self._choose_config(config_name, kwargs)
-        kwargs.setdefault("hash", self._cache_key())
+        if "hash" not in kwargs:
+            kwargs["hash"] = self._cache_key()
         super().__init__(
             data_dir=str(self.root),
             config_name=self.config.name,

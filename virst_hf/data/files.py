@@ -54,6 +54,8 @@ IMAGE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+# Whatever a file is called, Pillow goes by its content, and for PostScript it would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 # Modes of a label map: a pixel is a number already, so nothing is quantised again.
 LABEL_MODES = ("P", "L", "1")
 T = TypeVar("T")
@@ -350,14 +352,15 @@ def list_images(
 def _load(path: str | os.PathLike, use: Callable[[Image.Image], T]) -> T:
     """Open an image and give it to `use`; whatever is wrong with it becomes a DataError."""
     try:
-        with Image.open(path) as image:
+        # A pipe would be waited for.
+        if not Path(path).is_file():
+            raise DataError(f"There is no image {path}.")
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path} has {image.width} x {image.height} pixels; so large an image is not read.")
             return use(image)
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"There is no image {path}.") from error
     except IMAGE_ERRORS as error:
         raise DataError(f"{path} is not an image that can be read: {error}.") from error
 

@@ -23,6 +23,8 @@ IGNORE = 255
 # LISA draws with OpenCV, which is exact far beyond any picture up to here.
 MAX_COORDINATE = 1e5
 MAX_SHAPES = 10_000
+# OpenCV takes time with the square of the corners: minutes for 30,000 of them.
+MAX_CORNERS = 10_000
 EXPLANATIONS = ("explanatory", "train.json")
 
 
@@ -66,6 +68,8 @@ def paint_shapes(shapes: Any, size: tuple[int, int]) -> np.ndarray:
         if shape.get("shape_type", "polygon") != "polygon":
             raise DataError(f"shape {position} is no polygon but {describe(shape['shape_type'])}.")
         polygons.append((_corners(shape.get("points"), position), IGNORE if "ignore" in label.lower() else 1))
+    if sum(len(corners) for corners, _ in polygons) > MAX_CORNERS:
+        raise DataError(f"The polygons have more than {MAX_CORNERS:,} corners in all.")
     areas = []
     for corners, _ in polygons:
         areas.append(int(np.count_nonzero(_paint(np.zeros(size, dtype=np.uint8), corners, 1))))
