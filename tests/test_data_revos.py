@@ -91,14 +91,14 @@ def test_validation_is_read_as_provided(root: Path):
         assert (first["video_id"], first["expression_type"]) == ("MOSE/0a1b", "reasoning")
         assert (second["video_id"], second["split"]) == ("TAO/val/Charades/y", "valid")
         assert (decode_masks(second) == covered(SECOND)).all()
-        assert builder.excluded(root, "valid") == []
+        assert builder.excluded_units(root, "valid") == []
 
 
 def test_misaligned_clips_are_left_out_of_training_and_listed(root: Path, tmp_path: Path):
     builder, everything = open_revos(root), open_revos(root, exclude_misaligned=False)
-    assert builder.excluded(root, "train") == ["TAO/train/Charades/x"]
+    assert builder.excluded_units(root, "train") == ["TAO/train/Charades/x"]
     assert builder.units(root, "train", raise_problem) == [UVO, TAO]
-    assert everything.excluded(root, "train") == []
+    assert everything.excluded_units(root, "train") == []
     assert everything.units(root, "train", raise_problem) == [UVO, CHARADES, TAO]
     cache = str(tmp_path / "cache")
     some = load("revos", root, split="train", cache_dir=cache)
@@ -286,7 +286,7 @@ def test_mutated_files_end_in_rows_or_defects(tmp_path_factory: pytest.TempPathF
     try:
         builder = open_revos(root)
         rows = findings(builder, "train")[1]
-        builder.excluded(root, "train")
+        builder.excluded_units(root, "train")
     except DataError:
         return
     for row in rows:

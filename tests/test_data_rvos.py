@@ -17,6 +17,8 @@ from virst_hf.errors import DataError
 
 # Set, how its tree is made, and a folder or file of it that somebody may have put on another disk.
 TREES: list[tuple[str, Callable[[Path], Path], str]] = [
+    ("mevis", make_mevis, "train"),
+    ("mevis", make_mevis, "train/mask_dict.json"),
     ("revos", make_revos, "mask_dict.json"),
     ("lv-vis", make_lvvis, "train"),
     ("lv-vis", lambda root: make_lvvis(root, "original"), "train_instances.json"),

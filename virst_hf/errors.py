@@ -80,7 +80,7 @@ class DataError(VirstError):
     ...     decode_rle({"size": [4, 6], "counts": "9220"})
     ... except DataError as error:
     ...     print(error)
-    A mask of 4 x 6 has runs of 17 pixels in all; expected 24.
+    A mask of 4 x 6 has runs of 15 pixels in all; expected 24.
 
     ```
     """

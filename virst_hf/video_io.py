@@ -17,9 +17,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import VideoError
 from .video_decoders import decode_file, probe_file
 
-__all__ = ["IMAGE_SUFFIXES", "VideoSource", "natural_key", "open_video"]
+__all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "VideoSource", "natural_key", "open_video"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# Whatever a file is called, Pillow goes by its content, and for PostScript it would start Ghostscript.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 DEFAULT_FPS = 25.0
 
 
@@ -267,7 +269,7 @@ def _image_array(item: Any, name: str) -> np.ndarray:
     """One frame of a list or folder as RGB."""
     if isinstance(item, str | os.PathLike):
         try:
-            with Image.open(item) as image:
+            with Image.open(item, formats=IMAGE_FORMATS) as image:
                 return _image_array(ImageOps.exif_transpose(image), str(item))
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
             raise VideoError(f"The image {item} cannot be read ({error}).") from error

@@ -194,6 +194,18 @@ def _doctor(args: argparse.Namespace) -> int:
     return 0 if diagnosis.clean else FINDINGS
 
 
+def printable(text: str) -> str:
+    """Text from a file without what a terminal would take for a command or cannot show.
+
+    Args:
+        text (`str`): Such as the name of a video.
+
+    Returns:
+        `str`: The text, signs that cannot be printed as their escapes.
+    """
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
 def _print_findings(name: str, diagnosis: "Diagnosis") -> None:
     """A table of what was found, and what to do about each kind."""
     from ..data.doctor import ADVICE
@@ -209,8 +221,8 @@ def _print_findings(name: str, diagnosis: "Diagnosis") -> None:
     print(f"{'CHECK':<{CHECK_WIDTH}} {'ITEM':<{ITEM_WIDTH}} FOUND")
     for check, findings in by_check.items():
         for finding in findings[:SHOWN]:
-            message = " ".join(finding.message.split())
-            print(f"{check:<{CHECK_WIDTH}} {finding.item:<{ITEM_WIDTH}} {message}")
+            message = printable(" ".join(finding.message.split()))
+            print(f"{check:<{CHECK_WIDTH}} {printable(finding.item):<{ITEM_WIDTH}} {message}")
         if len(findings) > SHOWN:
             print(f"{check:<{CHECK_WIDTH}} {'...':<{ITEM_WIDTH}} {len(findings) - SHOWN:,} more (--json lists all)")
     print("\nWHAT TO DO")

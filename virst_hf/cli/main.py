@@ -7,11 +7,21 @@ from typing import NoReturn
 
 from ..errors import VirstError
 from ..version import __version__
-from . import ask, convert, data, info, segment
+from . import ask, compare, convert, data, evaluate, info, pack, score, segment
 
 __all__ = ["main", "make_parser"]
 
-COMMANDS = {"segment": segment, "ask": ask, "convert": convert, "info": info, "data": data}
+COMMANDS = {
+    "segment": segment,
+    "ask": ask,
+    "data": data,
+    "evaluate": evaluate,
+    "score": score,
+    "compare": compare,
+    "pack": pack,
+    "convert": convert,
+    "info": info,
+}
 BAD_INPUT = 2
 INTERRUPTED = 130
 

@@ -17,9 +17,10 @@ from PIL import Image
 
 from ..errors import DataError
 from ..rle import MAX_PIXELS
-from ..video_io import IMAGE_SUFFIXES
+from ..video_io import IMAGE_FORMATS, IMAGE_SUFFIXES
 
 __all__ = [
+    "UnsafePathError",
     "cached_file_reader",
     "content_hash",
     "data_path",
@@ -54,11 +55,13 @@ IMAGE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-# Whatever a file is called, Pillow goes by its content, and for PostScript it would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 # Modes of a label map: a pixel is a number already, so nothing is quantised again.
 LABEL_MODES = ("P", "L", "1")
 T = TypeVar("T")
+
+
+class UnsafePathError(DataError):
+    """A name or a link in a data set could lead out of its root."""
 
 
 def describe(value: Any) -> str:
@@ -249,9 +252,9 @@ def data_path(root: Path, *parts: str, follow_links: bool = False) -> Path:
             raise DataError(f"A name of a file must be a text that is not empty, found {describe(part)}.")
         steps = part.split("/")
         if "" in steps or ".." in steps or "." in steps or "\\" in part or not part.isprintable() or ":" in steps[0]:
-            raise DataError(f"The name {describe(part)} is refused: it could point outside of {root}.")
+            raise UnsafePathError(f"The name {describe(part)} is refused: it could point outside of {root}.")
         if len(part) > MAX_NAME or any(len(step.encode()) > 255 for step in steps):
-            raise DataError(f"The name {describe(part)} is refused: no file can have so long a name.")
+            raise UnsafePathError(f"The name {describe(part)} is refused: no file can have so long a name.")
     path = root.joinpath(*parts)
     if not follow_links:
         _refuse_leaving(root, path)
@@ -266,7 +269,7 @@ def _refuse_leaving(root: Path, path: Path) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{path} cannot be followed: {error}.") from error
     if not inside:
-        raise DataError(
+        raise UnsafePathError(
             f"{path} is a link out of the data root to {real}. Pass the folder it points to as the root, or "
             "follow_links=True if you trust this data set."
         )
@@ -315,7 +318,7 @@ def frame_paths(
     paths = []
     for name in names:
         if isinstance(name, str) and "/" in name:
-            raise DataError(f"The frame name {describe(name)} is refused: it holds a path.")
+            raise UnsafePathError(f"The frame name {describe(name)} is refused: it holds a path.")
         data_path(directory, name, follow_links=True)
         path = next((files[name + suffix] for suffix in suffixes if name + suffix in files), None)
         if path is None:
@@ -355,7 +358,7 @@ def _load(path: str | os.PathLike, use: Callable[[Image.Image], T]) -> T:
         # A pipe would be waited for.
         if not Path(path).is_file():
             raise DataError(f"There is no image {path}.")
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path} has {image.width} x {image.height} pixels; so large an image is not read.")
             return use(image)

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import DataError
 from ..rle import check_rle, union_rle
 from .builder import Report
-from .files import cached_file_reader, describe, frame_paths, image_size, read_json
+from .files import UnsafePathError, cached_file_reader, describe, frame_paths, image_size, read_json
 from .records import MAX_ID, is_text, make_row
 
 __all__ = ["ExpressionReader", "read_mask_dict", "read_videos", "whole_numbers"]
@@ -161,7 +161,7 @@ class ExpressionReader:
             paths = frame_paths(self.root, f"{self.folder}/{name}", frames, follow_links=self.follow_links)
             height, width = image_size(paths[0])
         except DataError as error:
-            unsafe = "refused" in str(error) or "link" in str(error)
+            unsafe = isinstance(error, UnsafePathError)
             self.report("unsafe_path" if unsafe else "missing_frame", name, str(error))
             return None
         stated = (entry.get("height", height), entry.get("width", width))
@@ -196,7 +196,14 @@ class ExpressionReader:
         objects: list[int] | None = []
         annotations: list[int] | None = []
         masks = None
+        kind = self.expression_type(entry)
         if self.masks is not None:
+            if not {"obj_id", "anno_id"} & set(entry) and kind != "no_target":
+                # Taken for "nothing fits", it would teach that.
+                self.report(
+                    "bad_entry", item, 'it has neither "obj_id" nor "anno_id"; lists without ids say: no target.'
+                )
+                return None
             objects, annotations = whole_numbers(entry.get("obj_id", [])), whole_numbers(entry.get("anno_id", []))
             if objects is None or annotations is None or len(objects) != len(annotations):
                 self.report("bad_entry", item, '"obj_id" and "anno_id" must be lists of as many whole numbers.')
@@ -216,7 +223,7 @@ class ExpressionReader:
                 object_ids=objects,
                 annotation_ids=annotations,
                 masks=masks,
-                expression_type=self.expression_type(entry),
+                expression_type=kind,
             )
         except DataError as error:
             self.report("bad_entry", item, str(error))

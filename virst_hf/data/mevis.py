@@ -37,8 +37,13 @@ mevis/
         inner = root / "mevis"
         return inner if inner.is_dir() and not any((root / split).is_dir() for split in self.SPLITS) else root
 
+    def _path(self, root: Path, split: str, name: str) -> Path:
+        """A file of a split; links out of the root are refused."""
+        above = self._base(root).relative_to(root).parts
+        return data_path(root, *above, split, name, follow_links=self.config.follow_links)
+
     def _expressions(self, root: Path, split: str) -> Path:
-        return data_path(root, *self._base(root).relative_to(root).parts, split, EXPRESSION_FILES[self.config.name])
+        return self._path(root, split, EXPRESSION_FILES[self.config.name])
 
     def find_splits(self, root: Path) -> list[str]:
         """Splits whose file of expressions is there."""
@@ -46,8 +51,7 @@ mevis/
 
     def annotation_paths(self, root: Path, split: str) -> list[Path]:
         """The expressions and the masks."""
-        expressions = self._expressions(root, split)
-        return [expressions, expressions.with_name("mask_dict.json")]
+        return [self._expressions(root, split), self._path(root, split, "mask_dict.json")]
 
     def units(self, root: Path, split: str, report: Report) -> list[str]:
         """Videos, in the order of the file."""

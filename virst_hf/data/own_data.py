@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import DataError, VideoError
 from ..rle import check_rle, encode_rle
-from ..video_io import open_video
+from ..video_io import natural_key, open_video
 from .builder import Report, VirstDatasetBuilder
 from .files import (
     cached_file_reader,
@@ -86,6 +86,10 @@ or such a JSON file itself"""
             found = {_split_name(file.stem): file for file in sorted(root.glob("*.json")) if file.name != MASKS}
         return found
 
+    def _masks(self, expressions: Path) -> Path:
+        """The file of masks beside a file of expressions; a link out of the root is refused."""
+        return data_path(expressions.parent, MASKS, follow_links=self.config.follow_links)
+
     def find_splits(self, root: Path) -> list[str]:
         """Every split folder or JSON file."""
         return list(self._files(root))
@@ -94,7 +98,7 @@ or such a JSON file itself"""
         """The JSON files, and the folders of masks that a flat one names."""
         path = self._files(root)[split]
         if path.name == EXPRESSIONS:
-            return [path, path.with_name(MASKS)]
+            return [path, self._masks(path)]
         folders = [item.get("mask_folder") for item in read_items(path) if isinstance(item, dict)]
         names = sorted(set(filter(is_text, folders)))
         below = [data_path(path.parent, name, follow_links=True) for name in names]
@@ -119,7 +123,7 @@ or such a JSON file itself"""
         path = self._files(root)[split]
         common = {"category": self.CATEGORY, "source": self.NAME, "split": split}
         if path.name == EXPRESSIONS:
-            masks = path.with_name(MASKS)
+            masks = self._masks(path)
             base = path.parent.relative_to(root).as_posix()
             reader = ExpressionReader(
                 root,
@@ -175,6 +179,7 @@ or such a JSON file itself"""
         path = data_path(base, name, follow_links=self.config.follow_links)
         if path.is_dir():
             frames = list_images(base, name, follow_links=self.config.follow_links)
+            frames.sort(key=natural_key)
             if not frames:
                 raise DataError(f"{path} has no frames.")
             height, width = image_size(frames[0])
@@ -202,7 +207,7 @@ or such a JSON file itself"""
         if ids is None:
             raise DataError(f"object_ids must be a list of whole numbers, found {describe(item['object_ids'])}.")
         if folder is not None:
-            files = list_images(base, folder, (".png",), self.config.follow_links)
+            files = sorted(list_images(base, folder, (".png",), self.config.follow_links), key=natural_key)
             if len(files) != length:
                 raise DataError(f"there are {length} frames, but {len(files)} PNG files in {describe(folder)}.")
             found = [_folder_mask(file, size, ids) for file in files]

@@ -10,11 +10,11 @@ import numpy as np
 from ..errors import DataError
 from ..rle import encode_rle
 from .builder import Report
-from .files import describe, frame_paths, read_label_map
+from .files import UnsafePathError, describe, frame_paths, read_label_map
 from .mask_dict import ExpressionReader, whole_numbers
 from .records import is_text, make_row
 
-__all__ = ["PaletteReader", "PaletteTracks", "is_unsafe", "read_palettes"]
+__all__ = ["PaletteReader", "PaletteTracks", "read_palettes"]
 
 Rle = dict[str, Any]
 # 0 is the background; a pixel has one byte.
@@ -33,18 +33,6 @@ class PaletteTracks:
 
     objects: dict[int, list[Rle | None]]
     ignored: list[Rle | None] | None
-
-
-def is_unsafe(error: DataError) -> bool:
-    """Whether an error is about a name or a link that could leave the data root.
-
-    Args:
-        error (`DataError`): Of [`~files.data_path`], [`~files.frame_paths`] or [`~files.list_images`].
-
-    Returns:
-        `bool`: True for such a name or link, False where a file is missing.
-    """
-    return "is refused" in str(error) or "is a link out of" in str(error)
 
 
 def read_palettes(
@@ -184,7 +172,7 @@ class PaletteReader(ExpressionReader):
         try:
             files = frame_paths(self.root, folder, fields["frame_names"], (".png",), self.follow_links)
         except DataError as error:
-            self.report("unsafe_path" if is_unsafe(error) else "missing_file", name, str(error))
+            self.report("unsafe_path" if isinstance(error, UnsafePathError) else "missing_file", name, str(error))
             return None
         size = (fields["height"], fields["width"])
         objects = {number for ids in asked.values() for number in ids}

@@ -8,9 +8,9 @@ from typing import Any
 from ..errors import DataError
 from .builder import Report, VirstDataConfig, VirstDatasetBuilder
 from .davis_text import NUM_ANNOTATORS, TEXT_FILES, TextFile, merge_texts, read_sequences, read_text_file
-from .files import data_path, describe, list_images
+from .files import UnsafePathError, data_path, describe, list_images
 from .mask_dict import read_videos
-from .palettes import PaletteReader, is_unsafe
+from .palettes import PaletteReader
 
 __all__ = ["RefDAVIS17", "RefDAVIS17Config"]
 
@@ -180,7 +180,7 @@ or converted, as VISA and VIRST expect it:
             try:
                 paths = list_images(root, f"{folder}/{name}", suffixes, self.config.follow_links)
             except DataError as error:
-                report("unsafe_path" if is_unsafe(error) else check, name, str(error))
+                report("unsafe_path" if isinstance(error, UnsafePathError) else check, name, str(error))
                 return None
             # macOS leaves "._00000.jpg" beside "00000.jpg" on foreign disks; it is no picture.
             found.append([path.stem for path in paths if not path.name.startswith(".")])

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import DataError
 from ..rle import union_rle
 from .builder import Report, VirstDataConfig, VirstDatasetBuilder, raise_problem
-from .files import data_path, describe, list_images
+from .files import UnsafePathError, data_path, describe, list_images
 from .mask_dict import ExpressionReader, Rle, read_mask_dict, read_videos
 
 __all__ = ["ReVOS", "ReVOSConfig", "is_misaligned"]
@@ -109,7 +109,7 @@ or the folder above (ReVOS/ or revos/ in it)"""
         """The expressions and the masks."""
         return [self._path(root, EXPRESSION_FILES[split]), self._path(root, MASKS)]
 
-    def excluded(self, root: Path, split: str) -> list[str]:
+    def excluded_units(self, root: Path, split: str) -> list[str]:
         """Videos that a split leaves out, because their masks are known to be misaligned.
 
         Args:
@@ -124,11 +124,10 @@ or the folder above (ReVOS/ or revos/ in it)"""
         return [name for name in read_videos(self._path(root, EXPRESSION_FILES[split])) if is_misaligned(name)]
 
     # Under this name the doctor asks for it.
-    excluded_units = excluded
 
     def units(self, root: Path, split: str, report: Report) -> list[str]:
         """Videos, in the order of the file, without those that are left out."""
-        left_out = set(self.excluded(root, split))
+        left_out = set(self.excluded_units(root, split))
         return [name for name in read_videos(self._path(root, EXPRESSION_FILES[split])) if name not in left_out]
 
     def rows(self, root: Path, split: str, units: Sequence[str], report: Report) -> Iterator[dict[str, Any]]:
@@ -223,7 +222,6 @@ def _stays_below(root: Path, name: str, follow_links: bool, report: Report) -> b
     try:
         list_images(root, name, follow_links=follow_links)
     except DataError as error:
-        unsafe = "refused" in str(error) or "link" in str(error)
-        report("unsafe_path" if unsafe else "missing_frame", name, str(error))
+        report("unsafe_path" if isinstance(error, UnsafePathError) else "missing_frame", name, str(error))
         return False
     return True

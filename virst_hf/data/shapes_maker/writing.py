@@ -6,6 +6,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,8 +109,15 @@ def _pool(num_proc: int) -> Iterator[Any]:
         yield map
         return
     # "spawn" keeps threads of the parent (torch, OpenCV) out of the children.
-    with multiprocessing.get_context("spawn").Pool(num_proc) as pool:
-        yield pool.imap
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(num_proc, mp_context=context) as pool:
+            yield pool.map
+    except BrokenProcessPool as error:
+        raise DataError(
+            "A process that makes videos ended early. In a script of your own put the call below "
+            'if __name__ == "__main__":, or pass num_proc=1.'
+        ) from error
 
 
 def _with_bar(items: Any, total: int, progress: bool, split: str) -> Any:
