@@ -1,7 +1,6 @@
 """Thousands of damaged annotation files of every layout end in records or in the package's own error."""
 
 import copy
-import importlib.util
 import itertools
 import json
 import os
@@ -14,6 +13,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from image_fixtures import make_llava_video, make_reason_seg, make_refcoco
+from mask_dict_fixtures import make_lvvis
+from palette_fixtures import make_davis_converted, make_davis_raw, make_ref_youtube_vos
 from PIL import Image
 from semantic_fixtures import box, make_ade20k, make_coco_stuff, make_paco, make_pascal, text_rle, write_image
 
@@ -97,63 +99,51 @@ def make_flat(root: Path) -> None:
 
 ADE_MAP = "annotations/training/ADE_train_00000001.png"
 PACO_FILE = "vlpart/paco/annotations/paco_lvis_v1_train.json"
+REFER = "refer_seg/refcoco"
+QUESTIONS = "0_30_s_academic_v0_1/0_30_s_academic_v0_1_cap_processed.json"
+TEXTS = "reason_seg/ReasonSeg"
+LISTED = "meta_expressions/train/meta_expressions.json"
+FRAME_MASK = "train/Annotations/{}.png"
+YOUTUBE = "ref-youtube-vos"
 LAYOUTS = [
     Layout("mevis", make_mevis, ("train/meta_expressions.json", "train/mask_dict.json")),
     Layout("revos", make_revos, ("meta_expressions_train_.json", "mask_dict.json")),
     Layout("revos", lambda root: make_revos(root, "."), ("meta_expressions_valid_.json", "mask_dict.json")),
+    Layout("lv-vis", make_lvvis, ("train/meta_expressions.json", "train/mask_dict.json")),
+    Layout("lv-vis", lambda root: make_lvvis(root, "original"), ("train_instances.json",)),
     Layout("own", make_flat, ("valid.json", "masks/b/00001.png")),
     Layout("ade20k", make_ade20k, (ADE_MAP, "images/training/ADE_train_00000001.jpg")),
     Layout("coco-stuff", make_coco_stuff, ("cocostuff/train2017/000000000009.png",)),
     Layout("paco-lvis", make_paco, (PACO_FILE,)),
     Layout("pascal-part", make_pascal, ("train.json",)),
+    Layout("refcoco", make_refcoco, (f"{REFER}/refs(unc).json", f"{REFER}/instances.json")),
+    Layout("refcoco", lambda root: make_refcoco(root, "p2"), (f"{REFER}/refs(unc).p",)),
+    Layout("refcoco", lambda root: make_refcoco(root, "p0"), (f"{REFER}/refs(unc).p",)),
+    Layout(
+        "refcocog",
+        lambda root: make_refcoco(root, "json", "refcocog", "umd"),
+        ("refer_seg/refcocog/refs(umd).json", "refer_seg/refcocog/instances.json"),
+    ),
+    Layout(
+        "refcoco",
+        lambda root: make_refcoco(root, "parquet"),
+        (f"{REFER}/data/train-00000-of-00001-0123456789abcdef.parquet",),
+    ),
+    Layout("reasonseg", make_reason_seg, (f"{TEXTS}/train/three.json", f"{TEXTS}/explanatory/train.json")),
+    Layout("llava-video", make_llava_video, (QUESTIONS,)),
+    Layout(YOUTUBE, make_ref_youtube_vos, (LISTED, FRAME_MASK.format("003234408d/00005"))),
+    Layout(YOUTUBE, lambda root: make_ref_youtube_vos(root, "pkl"), ("train/mask_dict.pkl", LISTED)),
+    Layout("ref-davis17", make_davis_converted, (LISTED, FRAME_MASK.format("motorbike/00001"))),
+    Layout(
+        "ref-davis17",
+        make_davis_raw,
+        (
+            "davis_text_annotations/Davis17_annot2.txt",
+            "DAVIS/ImageSets/2017/train.txt",
+            "DAVIS/Annotations_unsupervised/480p/motorbike/00001.png",
+        ),
+    ),
 ]
-if importlib.util.find_spec("image_fixtures"):
-    from image_fixtures import make_llava_video, make_reason_seg, make_refcoco
-
-    REFER = "refer_seg/refcoco"
-    QUESTIONS = "0_30_s_academic_v0_1/0_30_s_academic_v0_1_cap_processed.json"
-    TEXTS = "reason_seg/ReasonSeg"
-    LAYOUTS += [
-        Layout("refcoco", make_refcoco, (f"{REFER}/refs(unc).json", f"{REFER}/instances.json")),
-        Layout("refcoco", lambda root: make_refcoco(root, "p2"), (f"{REFER}/refs(unc).p",)),
-        Layout("refcoco", lambda root: make_refcoco(root, "p0"), (f"{REFER}/refs(unc).p",)),
-        Layout(
-            "refcocog",
-            lambda root: make_refcoco(root, "json", "refcocog", "umd"),
-            ("refer_seg/refcocog/refs(umd).json", "refer_seg/refcocog/instances.json"),
-        ),
-        Layout(
-            "refcoco",
-            lambda root: make_refcoco(root, "parquet"),
-            (f"{REFER}/data/train-00000-of-00001-0123456789abcdef.parquet",),
-        ),
-        Layout("reasonseg", make_reason_seg, (f"{TEXTS}/train/three.json", f"{TEXTS}/explanatory/train.json")),
-        Layout("llava-video", make_llava_video, (QUESTIONS,)),
-    ]
-
-if importlib.util.find_spec("palette_fixtures"):
-    from palette_fixtures import make_davis_converted, make_davis_raw, make_ref_youtube_vos
-
-    LISTED = "meta_expressions/train/meta_expressions.json"
-    FRAME_MASK = "train/Annotations/{}.png"
-    YOUTUBE = "ref-youtube-vos"
-    LAYOUTS += [
-        Layout(YOUTUBE, make_ref_youtube_vos, (LISTED, FRAME_MASK.format("003234408d/00005"))),
-        Layout(YOUTUBE, lambda root: make_ref_youtube_vos(root, "pkl"), ("train/mask_dict.pkl", LISTED)),
-    ]
-    if importlib.util.find_spec("virst_hf.data.ref_davis17"):
-        LAYOUTS += [
-            Layout("ref-davis17", make_davis_converted, (LISTED, FRAME_MASK.format("motorbike/00001"))),
-            Layout(
-                "ref-davis17",
-                make_davis_raw,
-                (
-                    "davis_text_annotations/Davis17_annot2.txt",
-                    "DAVIS/ImageSets/2017/train.txt",
-                    "DAVIS/Annotations_unsupervised/480p/motorbike/00001.png",
-                ),
-            ),
-        ]
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------

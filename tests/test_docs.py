@@ -11,13 +11,32 @@ import av
 import pytest
 
 import virst_hf
+from virst_hf.data import CATALOG
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DATA_PAGES = sorted((ROOT / "docs" / "data").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *DATA_PAGES]
 
 
 def python_blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", DATA_PAGES, ids=lambda page: page.name)
+def test_pages_of_data_sets_show_licence_tree_and_a_row(page: Path):
+    text = page.read_text(encoding="utf-8")
+    assert re.search(r"\*\*Licence:?\*\*|^## Licence|^\| licence|^Licence:", text, re.MULTILINE | re.IGNORECASE), (
+        page.name
+    )
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert any('"expression_id"' in block for block in blocks)
+    assert any("/" in block and '"expression_id"' not in block for block in blocks)
+
+
+def test_every_data_set_has_a_page():
+    listed = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    for name in CATALOG:
+        assert re.search(rf"`{re.escape(name)}`.*\]\(data/[a-z0-9-]+\.md\)", listed), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

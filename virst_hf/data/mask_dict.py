@@ -196,7 +196,11 @@ class ExpressionReader:
         objects: list[int] | None = []
         annotations: list[int] | None = []
         masks = None
-        kind = self.expression_type(entry)
+        try:
+            kind = self.expression_type(entry)
+        except DataError as error:
+            self.report("bad_entry", item, str(error))
+            return None
         if self.masks is not None:
             if not {"obj_id", "anno_id"} & set(entry) and kind != "no_target":
                 # Taken for "nothing fits", it would teach that.
