@@ -5,6 +5,7 @@ angles in each frame, and their visible masks. `make_shapes` compares every targ
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,18 +145,17 @@ def objects_of(text: str, scene: Scene, masks: np.ndarray) -> list[int]:
         (known,) = _fitting(tracks, place)
         frames = {"starts": [0], "ends": [-1], None: range(scene.num_frames)}[moment]
         axis, sign = SIDES[side]
-        return [
-            i
-            for i in _fitting(tracks, noun)
-            if i != known
-            and all(
-                sign * (tracks[i].centres[frame][axis] - tracks[known].centres[frame][axis]) > 15
-                for frame in frames
-                if tracks[i].visible[frame] and tracks[known].visible[frame]
-            )
-        ]
+        others = [i for i in _fitting(tracks, noun) if i != known]
+        return [i for i in others if _beside(tracks[i], tracks[known], axis, sign, frames)]
     noun, _, deed = words.partition(" that ")
     return [i for i in _fitting(tracks, noun) if not deed or tracks[i].does(deed)]
+
+
+def _beside(one: _Track, other: _Track, axis: int, sign: int, frames: Iterable[int]) -> bool:
+    """Whether one is on this side of the other whenever both are seen in these frames, and that at least once."""
+    both = [frame for frame in frames if one.visible[frame] and other.visible[frame]]
+    ahead = [sign * (one.centres[frame][axis] - other.centres[frame][axis]) for frame in both]
+    return bool(ahead) and min(ahead) > 15
 
 
 def _reasoned(words: str, tracks: list[_Track], scene: Scene, masks: np.ndarray) -> list[int] | None:
