@@ -1,8 +1,8 @@
 """How far one gets on Shapes without reading: `python benchmarks/shapes_controls.py`.
 
 Prints for each type of expression its share, and the J&F of two predictions that know every object of a clip but not
-the sentence: the union of all objects, and one object at random. Makes a test split of 200 videos in a temporary folder
-unless `--root` names one.
+the sentence: the union of all objects, and one object at random. Makes a test split of 200 videos in a temporary
+folder unless `--root` names one.
 """
 
 import argparse
