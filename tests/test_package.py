@@ -20,6 +20,7 @@ PACKAGE = ROOT / "virst_hf"
 # A file imports from files above it only. A folder stands for the files in it, which may import one another.
 LAYERS = [
     "_auto",
+    "_lazy",
     "version",
     "errors",
     "checkpoint_check",

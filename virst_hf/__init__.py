@@ -4,10 +4,8 @@ The names below are imported when they are first used, so `import virst_hf` take
 `AutoConfig`, `AutoModel`, `AutoProcessor` and `AutoVideoProcessor` of Transformers know the model.
 """
 
-import importlib
-from typing import Any
-
 from ._auto import install
+from ._lazy import lazy_exports
 from .version import __version__
 
 # Module -> the names that it gives to the package.
@@ -29,21 +27,8 @@ EXPORTS = {
     "video_io": ["VideoSource", "open_video"],
     "video_processing_virst": ["VirstVideoProcessor"],
 }
-MODULE_OF = {name: module for module, names in EXPORTS.items() for name in names}
 
-__all__ = ["__version__", *MODULE_OF]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{MODULE_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *MODULE_OF])
-
+__getattr__, __dir__, lazy_names = lazy_exports(__name__, EXPORTS)
+__all__ = ["__version__", *lazy_names]
 
 install()

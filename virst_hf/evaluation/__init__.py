@@ -3,8 +3,7 @@
 The names below are imported when they are first used: `import virst_hf.evaluation` takes neither torch nor datasets.
 """
 
-import importlib
-from typing import Any
+from .._lazy import lazy_exports
 
 # Module -> the names that it gives to this package.
 EXPORTS = {
@@ -14,18 +13,5 @@ EXPORTS = {
     "protocols": ["PROTOCOLS", "Protocol", "get_protocol"],
     "submission": ["pack_submission"],
 }
-MODULE_OF = {name: module for module, names in EXPORTS.items() for name in names}
 
-__all__ = sorted(MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{MODULE_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *MODULE_OF])
+__getattr__, __dir__, __all__ = lazy_exports(__name__, EXPORTS)

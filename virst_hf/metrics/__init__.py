@@ -3,8 +3,7 @@
 The names below are imported when they are first used, so `import virst_hf.metrics` takes neither `evaluate` nor torch.
 """
 
-import importlib
-from typing import Any
+from .._lazy import lazy_exports
 
 # Module -> the names that it gives to the package.
 EXPORTS = {
@@ -17,18 +16,5 @@ EXPORTS = {
     "shells": ["ImageIoU", "NoTargetAccuracy", "ReVOSAccuracyRobustness", "TemporalConsistency", "VideoJF"],
     "stability": ["temporal_consistency"],
 }
-MODULE_OF = {name: module for module, names in EXPORTS.items() for name in names}
 
-__all__ = list(MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{MODULE_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *MODULE_OF])
+__getattr__, __dir__, __all__ = lazy_exports(__name__, EXPORTS)
