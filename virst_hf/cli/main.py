@@ -1,6 +1,7 @@
 """Entry point of the command `virst`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -22,7 +23,7 @@ COMMANDS = {
     "convert": convert,
     "info": info,
 }
-BAD_INPUT = 2
+FOUND, BAD_INPUT = 1, 2
 INTERRUPTED = 130
 
 
@@ -54,15 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`: 0, or what the command found (1 where a check or a sample failed), or 2 after bad input, which was told
         in one line on stderr, or 130 when interrupted.
     """
-    args = make_parser().parse_args(argv)
+    name = "virst"
     try:
+        args = make_parser().parse_args(argv)
+        name = f"virst {args.command}"
         return COMMANDS[args.command].run(args) or 0
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough. Else Python would complain again when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FOUND
     except (VirstError, OSError) as error:
         # Transformers and the Hub client raise OSError for a model that is not there, over several lines.
-        print(f"virst {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print(f"virst {args.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
