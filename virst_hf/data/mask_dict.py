@@ -218,19 +218,23 @@ class ExpressionReader:
             masks = united[ids]
             if masks is None:
                 return None
+        target = {"object_ids": objects, "annotation_ids": annotations, "masks": masks}
+        return self._record(name, key, entry, {**fields, **target})
+
+    def _record(
+        self, name: str, key: str, entry: Mapping[str, Any], fields: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """One record, or `None` after a defect."""
         try:
             return make_row(
                 **self.common,
                 **fields,
                 expression_id=key,
-                expression=self.clean(text),
-                object_ids=objects,
-                annotation_ids=annotations,
-                masks=masks,
-                expression_type=kind,
+                expression=self.clean(entry["exp"]),
+                expression_type=self.expression_type(entry),
             )
         except DataError as error:
-            self.report("bad_entry", item, str(error))
+            self.report("bad_entry", f"{name}/{key}", str(error))
             return None
 
     def _united(

@@ -12,7 +12,7 @@ from ..rle import encode_rle
 from .builder import Report
 from .files import UnsafePathError, describe, frame_paths, read_label_map
 from .mask_dict import ExpressionReader, whole_numbers
-from .records import is_text, make_row
+from .records import is_text
 
 __all__ = ["PaletteReader", "PaletteTracks", "read_palettes"]
 
@@ -180,19 +180,3 @@ class PaletteReader(ExpressionReader):
         if found is None:
             return None
         return {key: found.objects[number] for key, (number,) in asked.items()}, found.ignored
-
-    def _record(
-        self, name: str, key: str, entry: Mapping[str, Any], fields: Mapping[str, Any]
-    ) -> dict[str, Any] | None:
-        """One record, or `None` after a defect."""
-        try:
-            return make_row(
-                **self.common,
-                **fields,
-                expression_id=key,
-                expression=self.clean(entry["exp"]),
-                expression_type=self.expression_type(entry),
-            )
-        except DataError as error:
-            self.report("bad_entry", f"{name}/{key}", str(error))
-            return None

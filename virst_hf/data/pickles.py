@@ -24,7 +24,6 @@ PICKLE_ERRORS = (
     EOFError,
     MemoryError,
     RecursionError,
-    NotImplementedError,
     struct.error,
 )
 

@@ -123,8 +123,6 @@ or the folder above (ReVOS/ or revos/ in it)"""
             return []
         return [name for name in read_videos(self._path(root, EXPRESSION_FILES[split])) if is_misaligned(name)]
 
-    # Under this name the doctor asks for it.
-
     def units(self, root: Path, split: str, report: Report) -> list[str]:
         """Videos, in the order of the file, without those that are left out."""
         left_out = set(self.excluded_units(root, split))
