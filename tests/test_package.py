@@ -38,6 +38,7 @@ LAYERS = [
     "modules",
     "modeling_outputs",
     "model_card",
+    "adapters",
     "modeling_base",
     "objective",
     "modeling_virst",
@@ -48,6 +49,7 @@ LAYERS = [
     "untrained",
     "loading",
     "evaluation",
+    "training",
     "cli",
     "__init__",
 ]

@@ -16,11 +16,12 @@ from .modules.text import pad_rows, shared_prefix_length, states_after_prefix, u
 from .modules.tracker import AnchorMemory, track_video
 from .objective import (
     SupervisedFrames,
+    TrainingText,
     mask_objective,
     select_target,
     supervised_frames,
     token_objective,
-    track_sample,
+    track_texts,
 )
 from .sampling import inference_anchors
 
@@ -412,7 +413,7 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
         Returns:
             [`VirstOutput`] or `tuple`: Losses where asked for, logits otherwise.
         """
-        which, features = None, []
+        which, weights = None, None
         if pixel_values_videos is None:
             if mask_labels is not None:
                 raise VirstError("mask_labels need a video: give the processor's video tensors as well.")
@@ -420,6 +421,9 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
                 inputs_embeds = self.get_input_embeddings()(input_ids)
         else:
             rows, groups = self.group_texts(input_ids, attention_mask, video_indices, len(num_vlm_frames))
+            # A video with its texts is one sample: averaged inside it first, so that batches add up.
+            shares = {i: 1 / (len(group) * sum(map(bool, groups))) for group in groups for i in group}
+            weights = [shares[i] for i in range(len(rows))]
             seg_indices = self._split_seg_indices(seg_frame_indices, num_seg_frames, len(groups))
             which = self._choose_frames(groups, seg_indices, mask_labels, anchor_indices, propagation_indices)
             features = self.encode_video(
@@ -447,10 +451,11 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
         hidden = decoded.last_hidden_state
         parts: dict[str, Tensor] = {}
         if labels is not None:
-            parts["token_loss"] = token_objective(self.config, self.lm_head, hidden, list(labels))
+            weights = weights or [1 / len(labels)] * len(labels)
+            parts["token_loss"] = token_objective(self.config, self.lm_head, hidden, list(labels), weights)
         tracked = {}
         if mask_labels is not None:
-            terms, tracked = self._mask_losses(features, groups, rows, hidden, which, mask_labels)
+            terms, tracked = self._mask_losses(features, groups, rows, hidden, which, mask_labels, weights)
             parts.update(terms)
         output = VirstOutput(
             loss=sum(part.to(hidden.device) for part in parts.values()) if parts else None,
@@ -513,29 +518,31 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
         hidden: Tensor,
         which: dict[int, SupervisedFrames | None],
         mask_labels: Sequence[Tensor | None],
+        weights: Sequence[float],
     ) -> tuple[dict[str, Tensor], dict[str, tuple]]:
         """The mask terms, averaged over all texts (those without masks count as zero), and what was tracked."""
         segmenter, side = self.model.segmenter, self.config.segmenter_config.image_size
-        totals: list[Tensor] | None = None
-        logits, scores, frames = [], [], []
+        texts: list[TrainingText] = []
+        owners: list[int] = []
         for video, group in zip(features, groups, strict=True):
-            for i in (i for i in group if which[i] is not None):
-                self._check_seg_tokens([rows[i]])
-                states = hidden[i, : len(rows[i])][(rows[i] == self.config.seg_token_id).to(hidden.device)]
-                target = select_target(mask_labels[i], which[i], len(video.seg_frame_indices), side)
-                masks = track_sample(self.config, segmenter, video, self._prompts(video, states[None])[0], which[i])
-                parts = mask_objective(self.config, segmenter, masks, target)
-                totals = parts if totals is None else [a + b for a, b in zip(totals, parts, strict=True)]
-                logits.append(masks.logits)
-                scores.append(masks.object_scores)
-                frames.append(which[i].frames)
-        if totals is None:
-            totals = [hidden.sum() * 0.0] * 4
+            masked = [i for i in group if which[i] is not None]
+            if not masked:
+                continue
+            self._check_seg_tokens([rows[i] for i in masked])
+            is_seg = [(rows[i] == self.config.seg_token_id).to(hidden.device) for i in masked]
+            states = torch.stack([hidden[i, : len(seg)][seg] for i, seg in zip(masked, is_seg, strict=True)])
+            prompts = self._prompts(video, states)
+            texts += [TrainingText(video, part, which[i]) for i, part in zip(masked, prompts, strict=True)]
+            owners += masked
+        tracked = track_texts(self.config, segmenter, texts)
+        totals = [hidden.sum() * 0.0] * 4
+        for i, text, masks in zip(owners, texts, tracked, strict=True):
+            target = select_target(mask_labels[i], text.which, len(text.video.seg_frame_indices), side)
+            parts = mask_objective(self.config, segmenter, masks, target)
+            totals = [a + weights[i] * b.to(a.device) for a, b in zip(totals, parts, strict=True)]
         names = ("bce_loss", "dice_loss", "occlusion_loss", "iou_loss")
-        terms = {name: total / len(rows) for name, total in zip(names, totals, strict=True)}
-        tracked = {
-            "mask_logits": tuple(logits),
-            "object_scores": tuple(scores),
-            "supervised_frames": tuple(frames),
+        return dict(zip(names, totals, strict=True)), {
+            "mask_logits": tuple(masks.logits for masks in tracked),
+            "object_scores": tuple(masks.object_scores for masks in tracked),
+            "supervised_frames": tuple(text.which.frames for text in texts),
         }
-        return terms, tracked

@@ -11,11 +11,19 @@ from .configuration_virst import VirstConfig
 from .errors import VirstError
 from .modeling_outputs import VirstVideoFeatures
 from .modules.losses import dice_loss, iou_loss, mask_bce_loss, occlusion_loss, token_loss
-from .modules.segmenter import FrameMasks, VirstSegmenter
+from .modules.segmenter import FrameFeatures, FrameMasks, VirstSegmenter
 from .modules.tracker import AnchorMemory, track_supervised_frames
 from .sampling import inference_anchors, sample_training_frames
 
-__all__ = ["SupervisedFrames", "mask_objective", "supervised_frames", "token_objective", "track_sample"]
+__all__ = [
+    "SupervisedFrames",
+    "TrainingText",
+    "mask_objective",
+    "select_target",
+    "supervised_frames",
+    "token_objective",
+    "track_texts",
+]
 
 
 @dataclass
@@ -73,7 +81,9 @@ def supervised_frames(
     return SupervisedFrames(chosen, frames)
 
 
-def token_objective(config: VirstConfig, lm_head: nn.Module, hidden: Tensor, labels: Sequence[Tensor]) -> Tensor:
+def token_objective(
+    config: VirstConfig, lm_head: nn.Module, hidden: Tensor, labels: Sequence[Tensor], weights: Sequence[float]
+) -> Tensor:
     """Token cross entropy: averaged over the tokens of a text, then over texts. Only labelled positions are projected.
 
     Args:
@@ -81,49 +91,86 @@ def token_objective(config: VirstConfig, lm_head: nn.Module, hidden: Tensor, lab
         lm_head (`torch.nn.Module`): Hidden states to logits.
         hidden (`torch.Tensor` of shape `(num_texts, length, text_width)`): Hidden states, padded on the right.
         labels (`Sequence[torch.Tensor]`): Labels of each text, without padding; -100 where not supervised.
+        weights (`Sequence[float]`): Share of each text in the mean; they add up to 1.
 
     Returns:
         `torch.Tensor`: The weighted loss, a scalar.
     """
     total = hidden.sum() * 0.0
-    for states, target in zip(hidden, labels, strict=True):
+    for states, target, weight in zip(hidden, labels, weights, strict=True):
         target = target.to(hidden.device)[1:]
         kept = (target != -100) & (target != config.seg_token_id)
         if bool(kept.any()):
-            total = total + token_loss(lm_head(states[: len(target)][kept]), target[kept])
-    return config.token_loss_weight * total / len(labels)
+            total = total + weight * token_loss(lm_head(states[: len(target)][kept]), target[kept])
+    return config.token_loss_weight * total
 
 
-def track_sample(
-    config: VirstConfig, segmenter: VirstSegmenter, video: VirstVideoFeatures, prompts: Tensor, which: SupervisedFrames
-) -> FrameMasks:
-    """Masks of the supervised frames of one text, with the single-mask output.
+@dataclass
+class TrainingText:
+    """One text on its way to the mask losses.
+
+    Args:
+        video ([`VirstVideoFeatures`]): Features of its video.
+        prompts (`torch.Tensor` of shape `(num_seg_tokens, T_seg, C)`): Its prompts.
+        which ([`SupervisedFrames`]): Its supervised positions.
+    """
+
+    video: VirstVideoFeatures
+    prompts: Tensor
+    which: SupervisedFrames
+
+
+def track_texts(config: VirstConfig, segmenter: VirstSegmenter, texts: Sequence[TrainingText]) -> list[FrameMasks]:
+    """Masks of the supervised frames of each text, with the single-mask output.
+
+    Texts with the same order of anchors and propagation frames are tracked in lockstep, whatever their videos: memory
+    positions in training are indices among the supervised frames, so they have the same memories at the same time.
 
     Args:
         config ([`VirstConfig`]): For alpha.
         segmenter ([`VirstSegmenter`]): The segmenter.
-        video ([`VirstVideoFeatures`]): Features of the video.
-        prompts (`torch.Tensor` of shape `(num_seg_tokens, T_seg, C)`): Prompts of the text.
-        which ([`SupervisedFrames`]): Positions.
+        texts (`Sequence[TrainingText]`): What is tracked.
 
     Returns:
-        [`FrameMasks`]: A row for each supervised frame, in order.
+        `list[FrameMasks]`: For each text, a row for each supervised frame, in order.
     """
-    memory = AnchorMemory(
-        segmenter, len(which.frames), config.anchor_config.num_anchors, future_pointers=True, multimask=False
-    )
-    masks = track_supervised_frames(
-        memory,
-        lambda position: video.frames(video.seg_frame_indices[position]),
-        which.frames,
-        {position: prompts[None, :, position] for position in which.anchors},
-    )
-    return FrameMasks(
-        *(
-            torch.cat([getattr(m, name) for m in masks])
-            for name in ("logits", "iou_scores", "object_scores", "pointer")
+    groups: dict[tuple[bool, ...], list[int]] = {}
+    for i, text in enumerate(texts):
+        groups.setdefault(tuple(frame in text.which.anchors for frame in text.which.frames), []).append(i)
+    out: dict[int, FrameMasks] = {}
+    for pattern, members in groups.items():
+        memory = AnchorMemory(
+            segmenter, len(pattern), config.anchor_config.num_anchors, future_pointers=True, multimask=False
         )
-    )
+        group = [texts[i] for i in members]
+        masks = track_supervised_frames(
+            memory,
+            lambda slot, group=group: _frames_of(group, slot),
+            range(len(pattern)),
+            {
+                slot: torch.stack([text.prompts[:, text.which.frames[slot]] for text in group])
+                for slot, is_anchor in enumerate(pattern)
+                if is_anchor
+            },
+        )
+        for row, i in enumerate(members):
+            out[i] = FrameMasks(
+                *(
+                    torch.stack([getattr(frame, name)[row] for frame in masks])
+                    for name in ("logits", "iou_scores", "object_scores", "pointer")
+                )
+            )
+    return [out[i] for i in range(len(texts))]
+
+
+def _frames_of(group: Sequence[TrainingText], slot: int) -> FrameFeatures:
+    """Features of the frame that each text of a group has in a slot; of batch size 1 where all have the same one."""
+    sources = [(text.video, text.video.seg_frame_indices[text.which.frames[slot]]) for text in group]
+    first = sources[0]
+    if all(video is first[0] and index == first[1] for video, index in sources):
+        return first[0].frames(first[1])
+    frames = [video.frames(index) for video, index in sources]
+    return FrameFeatures(*(torch.cat([getattr(f, name) for f in frames]) for name in ("top", "stride8", "stride4")))
 
 
 def select_target(target: Tensor, which: SupervisedFrames, num_seg: int, side: int) -> Tensor:
