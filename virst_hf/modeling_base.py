@@ -142,6 +142,15 @@ class VirstModel(VirstPreTrainedModel):
         self.segmenter = VirstSegmenter(config.segmenter_config)
         self.post_init()
 
+    @property
+    def train_encoders(self) -> bool:
+        """Whether vision tower and SAM encoder make a graph: set it for pre-training from scratch only."""
+        return self.segmenter.train_encoder
+
+    @train_encoders.setter
+    def train_encoders(self, value: bool) -> None:
+        self.segmenter.train_encoder = value
+
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
         return self.language_model.get_input_embeddings()
@@ -150,9 +159,8 @@ class VirstModel(VirstPreTrainedModel):
         """Replace the token embedding."""
         self.language_model.set_input_embeddings(value)
 
-    @torch.no_grad()
     def encode_clips(self, pixel_values_videos: Tensor) -> Tensor:
-        """The vision tower on one video; it is frozen, so it makes no graph.
+        """The vision tower on one video; it is frozen, so it makes no graph (unless `train_encoders` is set).
 
         Args:
             pixel_values_videos (`torch.Tensor` of shape `(T_vlm, 3, height, width)`): Frames of the VLM view.
@@ -169,7 +177,8 @@ class VirstModel(VirstPreTrainedModel):
                 f"a multiple of {frames}. Use the processor to choose them."
             )
         clips = pixel_values_videos.to(next(self.vision_tower.parameters()).device).unflatten(0, (-1, frames))
-        return self.vision_tower(clips)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoders):
+            return self.vision_tower(clips)
 
     def get_video_features(self, pixel_values_videos: Tensor) -> Tensor:
         """Tokens of one video for the language model.

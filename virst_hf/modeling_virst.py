@@ -12,7 +12,7 @@ from .modeling_base import VirstModel, VirstPreTrainedModel
 from .modeling_outputs import VirstOutput, VirstSegmentationOutput, VirstVideoFeatures
 from .modules.frame_store import FrameStore
 from .modules.rotary import module_dtype
-from .modules.text import pad_rows, shared_prefix_length, states_after_prefix, unpad_rows
+from .modules.text import packed_states, pad_rows, shared_prefix_length, states_after_prefix, unpad_rows
 from .modules.tracker import AnchorMemory, track_video
 from .objective import (
     SupervisedFrames,
@@ -232,12 +232,16 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
                     '(task="segment" or "explain").'
                 )
 
+    def _prefix_length(self, rows: Sequence[Tensor]) -> int:
+        """Tokens that texts about one video have in common: up to the end of the video, without any [SEG]."""
+        prefix = shared_prefix_length(rows, self.config.video_token_id)
+        # The initial fusion makes the embedding of a [SEG] depend on the others of its text.
+        return 0 if any(bool((row[:prefix] == self.config.seg_token_id).any()) for row in rows) else prefix
+
     def _seg_states(self, video: VirstVideoFeatures, rows: Sequence[Tensor]) -> Tensor:
         """Hidden states at the [SEG] positions, `(len(rows), num_seg_tokens, text_width)`; the prefix is shared."""
         embeds = self.model.embed_text(rows, video.video_embeds, video.seg_features)
-        prefix = shared_prefix_length(rows, self.config.video_token_id)
-        if prefix and any(bool((row[:prefix] == self.config.seg_token_id).any()) for row in rows):
-            prefix = 0
+        prefix = self._prefix_length(rows)
         hidden = states_after_prefix(self.model.language_model, embeds, prefix)
         is_seg = [row[prefix:] == self.config.seg_token_id for row in rows]
         return torch.stack([hidden[i, : len(seg)][seg.to(hidden.device)] for i, seg in enumerate(is_seg)])
@@ -440,15 +444,16 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
                 ],
             )
             labels = None if labels is None else pad_rows(unpad_rows(labels, attention_mask), fill=-100)[0]
-            inputs_embeds, attention_mask = pad_rows(self._embed_texts(features, groups, rows))
-        decoded = self.model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-        )
-        hidden = decoded.last_hidden_state
+            hidden = self._text_states(features, groups, rows)
+        if pixel_values_videos is None:
+            decoded = self.model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+            )
+            hidden, past_key_values = decoded.last_hidden_state, decoded.past_key_values
         parts: dict[str, Tensor] = {}
         if labels is not None:
             weights = weights or [1 / len(labels)] * len(labels)
@@ -462,7 +467,7 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
             **parts,
             logits=self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden) if labels is None else None,
             **tracked,
-            past_key_values=decoded.past_key_values,
+            past_key_values=past_key_values,
         )
         return output if return_dict is not False else output.to_tuple()
 
@@ -483,6 +488,22 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
             parts = self.model.embed_text([rows[i] for i in group], video.video_embeds, video.seg_features)
             texts.update(zip(group, parts, strict=True))
         return [texts[i] for i in range(len(rows))]
+
+    def _text_states(
+        self, features: Sequence[VirstVideoFeatures], groups: list[list[int]], rows: Sequence[Tensor]
+    ) -> Tensor:
+        """Hidden states of all texts, `(num_texts, length, text_width)`; texts about one video share their prefix."""
+        embeds = self._embed_texts(features, groups, rows)
+        # Other kinds of attention take no mask of two dimensions.
+        packable = self.model.language_model.config._attn_implementation in ("sdpa", "eager")
+        if not packable or all(len(group) <= 1 for group in groups):
+            inputs_embeds, mask = pad_rows(embeds)
+            return self.model(inputs_embeds=inputs_embeds, attention_mask=mask, use_cache=False).last_hidden_state
+        asked = [group for group in groups if group]
+        packs = [([embeds[i] for i in group], self._prefix_length([rows[i] for i in group])) for group in asked]
+        states = packed_states(self.model.language_model, packs)
+        order = [i for group in asked for i in group]
+        return pad_rows([states[order.index(i)] for i in range(len(rows))])[0]
 
     def _choose_frames(
         self,

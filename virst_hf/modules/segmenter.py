@@ -209,6 +209,9 @@ class VirstSegmenter(SAM2Base):
             no_obj_embed_spatial=True,
         )
 
+    # Set for pre-training from scratch only.
+    train_encoder = False
+
     def _build_sam_heads(self) -> None:
         """Prompt encoder, mask decoder and pointer projections, their sizes from the configuration."""
         config, width, grid = self.config, self.hidden_dim, self.config.grid_size
@@ -247,8 +250,8 @@ class VirstSegmenter(SAM2Base):
     def encode_frames(self, pixel_values: Tensor) -> FrameFeatures:
         """Encode frames. All that depends on the frame alone is done here, once.
 
-        Trunk and neck never train (supplement A.3), so they make no graph; the two convolutions that belong to the
-        mask decoder do.
+        Trunk and neck are frozen in all stages (supplement A.3), so they make no graph unless `train_encoder` is set,
+        for pre-training from scratch; the two convolutions that belong to the mask decoder do.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(num_frames, 3, S, S)`):
@@ -265,7 +268,7 @@ class VirstSegmenter(SAM2Base):
                 for x in (self.config.image_mean, self.config.image_std)
             )
             pixels = (pixels.float() / 255 - mean) / std
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
             stride4, stride8, top = self.image_encoder(pixels.to(dtype))
         decoder = self.sam_mask_decoder
         return FrameFeatures(top=top, stride8=decoder.conv_s1(stride8), stride4=decoder.conv_s0(stride4))

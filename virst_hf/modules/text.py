@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["pad_rows", "shared_prefix_length", "states_after_prefix", "unpad_rows"]
+__all__ = ["packed_states", "pad_rows", "shared_prefix_length", "states_after_prefix", "unpad_rows"]
 
 
 def unpad_rows(values: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
@@ -86,3 +86,48 @@ def states_after_prefix(language_model: nn.Module, rows: Sequence[Tensor], prefi
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
+
+
+def packed_states(language_model: nn.Module, packs: Sequence[tuple[Sequence[Tensor], int]]) -> list[Tensor]:
+    """Hidden states of texts, where those about one video are packed in one row behind their common prefix.
+
+    The prefix is computed once, with its graph; behind it each text sees the prefix and itself. A video's tokens are
+    most of a text, so that several texts about it cost little more than one.
+
+    Args:
+        language_model (`torch.nn.Module`): A decoder of `transformers` with the attention `"sdpa"` or `"eager"`.
+        packs (`Sequence[tuple[Sequence[torch.Tensor], int]]`):
+            For each video the embeddings of its texts, of shape `(length_i, width)`, and how many of them, from the
+            start, all of its texts have in common.
+
+    Returns:
+        `list[torch.Tensor]`: Hidden states `(length_i, width)` of all texts, in order; final norm included.
+    """
+    joined, segments, positions = [], [], []
+    for rows, prefix in packs:
+        parts = [rows[0][:prefix], *(row[prefix:] for row in rows)]
+        device = parts[0].device
+        joined.append(torch.cat(parts))
+        segments.append(torch.cat([torch.full((len(part),), i, device=device) for i, part in enumerate(parts)]))
+        steps = [torch.arange(prefix, device=device)]
+        positions.append(torch.cat(steps + [torch.arange(prefix, prefix + len(p), device=device) for p in parts[1:]]))
+    embeds, real = pad_rows(joined)
+    segment, place = pad_rows(segments, fill=-1)[0], pad_rows(positions)[0]
+    length = embeds.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=embeds.device).tril()
+    # Segment 0 is the prefix. Padding sees itself: a row of nothing would be NaN.
+    seen = (segment[:, None, :] == segment[:, :, None]) | (segment[:, None, :] == 0)
+    mask = (causal & seen & (real[:, None, :] == real[:, :, None]))[:, None]
+    if language_model.config._attn_implementation == "eager":
+        mask = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
+    hidden = language_model(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=place, use_cache=False
+    ).last_hidden_state
+    out = []
+    for row, (rows, prefix) in zip(hidden, packs, strict=True):
+        start = prefix
+        for text in rows:
+            stop = start + len(text) - prefix
+            out.append(torch.cat((row[:prefix], row[start:stop])))
+            start = stop
+    return out
