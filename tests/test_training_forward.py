@@ -121,3 +121,18 @@ def test_encoders_make_a_graph_for_pretraining_only(processor, videos):
     _, gradients = step(model, processor, videos, TEXTS, frames)
     without = [n for n, _ in model.named_parameters() if n.startswith(encoders) and n not in gradients]
     assert not without, without
+
+
+def test_features_stand_in_for_pixels(processor, videos):
+    """What a feature cache gives is used as the model's own features are."""
+    model = untrained_model()
+    inputs = processor(videos=videos, text=TEXTS, return_labels=True)
+    frames = {"anchor_indices": [[0, 3]] * 4, "propagation_indices": [[1]] * 4}
+    masks = [torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(i)) > 0.7 for i in range(4)]
+    texts = {name: inputs[name] for name in ("input_ids", "attention_mask", "video_indices", "labels")}
+    with torch.no_grad():
+        expected = model(**inputs, mask_labels=masks, **frames)
+        features = model.encode_video(**{name: inputs[name] for name in inputs if name not in texts})
+        given = model(**texts, features=features, mask_labels=masks, **frames)
+    assert torch.allclose(given.loss, expected.loss, rtol=1e-6)
+    assert given.supervised_frames == expected.supervised_frames

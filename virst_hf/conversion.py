@@ -165,6 +165,9 @@ def check_source(found: Sources, expected: Mapping[str, tuple[int, ...]], cut_ro
             problems["missing"].append(virst_to_released(name))
             continue
         source_name, tensor = found.weights[name]
+        if tensor.shape == () and shape == (1,):
+            tensor = as_vector(tensor)
+            found.weights[name] = (source_name, tensor)
         fits = tensor.shape == shape or (cut_rows and is_padded(name, tensor.shape, shape))
         if not fits or not tensor.dtype.is_floating_point:
             problems["not as expected"].append(describe_misfit(source_name, tensor, shape))
@@ -183,6 +186,11 @@ def check_source(found: Sources, expected: Mapping[str, tuple[int, ...]], cut_ro
             "the configuration that it was trained with. Found (names as in the released checkpoint, those of SAM 2.1 "
             f"behind {SAM2_PREFIX!r}) {'; '.join(listed)}."
         )
+
+
+def as_vector(tensor: LazyTensor) -> LazyTensor:
+    """A number as a vector of length 1: so we hold the gate, as DeepSpeed and FSDP take no parameter without axes."""
+    return LazyTensor((1,), tensor.dtype, lambda: tensor.load().reshape(1))
 
 
 def is_padded(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> bool:

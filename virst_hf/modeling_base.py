@@ -12,6 +12,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .adapters import adapter_info, is_adapter, load_adapter, merge_lora
 from .checkpoint_check import check_loading_info
 from .configuration_virst import VirstConfig
 from .errors import VirstError
@@ -48,6 +49,8 @@ class VirstPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["Qwen2DecoderLayer", "VirstVisionBlock", "VirstInitialFusion", "VirstSegmenter"]
     _supports_sdpa = True
     _supports_flash_attn = True
+    # Names of the tensors that came from an adapter folder: the next one holds them too.
+    overlaid_tensors: frozenset[str] = frozenset()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -92,9 +95,15 @@ class VirstPreTrainedModel(PreTrainedModel):
         """
         if strict:
             kwargs["ignore_mismatched_sizes"] = True  # so that all of them are listed, not only the first
+        adapter = str(name) if name is not None and is_adapter(name) else None
+        if adapter is not None:
+            name = adapter_info(adapter).base
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         if strict:
             check_loading_info(str(name), info)
+        if adapter is not None:
+            load_adapter(model, adapter)
+            merge_lora(model)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:

@@ -377,6 +377,7 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
         mask_labels: Sequence[Tensor | None] | None = None,
         anchor_indices: Sequence[Sequence[int] | None] | None = None,
         propagation_indices: Sequence[Sequence[int] | None] | None = None,
+        features: Sequence[VirstVideoFeatures] | None = None,
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: object | None = None,
@@ -406,6 +407,8 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
                 and set by Alg. 2 (all other frames propagated) in evaluation mode when not given.
             propagation_indices (`Sequence[Sequence[int]]`, *optional*):
                 For each text, further supervised positions; none where only `anchor_indices` are given.
+            features (`Sequence[VirstVideoFeatures]`, *optional*):
+                Features of the videos instead of their pixels, such as those of a feature cache.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, length, text_width)`, *optional*):
                 Embeddings instead of ids, for generation.
             position_ids (`torch.LongTensor`, *optional*): Positions, for generation.
@@ -418,34 +421,40 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
             [`VirstOutput`] or `tuple`: Losses where asked for, logits otherwise.
         """
         which, weights = None, None
-        if pixel_values_videos is None:
+        has_video = features is not None or pixel_values_videos is not None
+        if not has_video:
             if mask_labels is not None:
                 raise VirstError("mask_labels need a video: give the processor's video tensors as well.")
             if inputs_embeds is None:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
         else:
-            rows, groups = self.group_texts(input_ids, attention_mask, video_indices, len(num_vlm_frames))
+            num_videos = len(num_vlm_frames if features is None else features)
+            rows, groups = self.group_texts(input_ids, attention_mask, video_indices, num_videos)
             # A video with its texts is one sample: averaged inside it first, so that batches add up.
             shares = {i: 1 / (len(group) * sum(map(bool, groups))) for group in groups for i in group}
             weights = [shares[i] for i in range(len(rows))]
-            seg_indices = self._split_seg_indices(seg_frame_indices, num_seg_frames, len(groups))
+            if features is None:
+                seg_indices = self._split_seg_indices(seg_frame_indices, num_seg_frames, num_videos)
+            else:
+                seg_indices = [video.seg_frame_indices for video in features]
             which = self._choose_frames(groups, seg_indices, mask_labels, anchor_indices, propagation_indices)
-            features = self.encode_video(
-                pixel_values_videos,
-                num_vlm_frames,
-                sam_pixel_values,
-                num_frames,
-                seg_frame_indices,
-                num_seg_frames,
-                keep_frames=False,
-                supervised=[
-                    sorted({seg_indices[v][p] for i in group if which[i] for p in which[i].frames})
-                    for v, group in enumerate(groups)
-                ],
-            )
+            if features is None:
+                features = self.encode_video(
+                    pixel_values_videos,
+                    num_vlm_frames,
+                    sam_pixel_values,
+                    num_frames,
+                    seg_frame_indices,
+                    num_seg_frames,
+                    keep_frames=False,
+                    supervised=[
+                        sorted({seg_indices[v][p] for i in group if which[i] for p in which[i].frames})
+                        for v, group in enumerate(groups)
+                    ],
+                )
             labels = None if labels is None else pad_rows(unpad_rows(labels, attention_mask), fill=-100)[0]
             hidden = self._text_states(features, groups, rows)
-        if pixel_values_videos is None:
+        if not has_video:
             decoded = self.model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,

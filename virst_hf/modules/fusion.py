@@ -68,7 +68,8 @@ class VirstInitialFusion(nn.Module):
         self.norm_q = nn.LayerNorm(text_width)
         self.norm_kv = nn.LayerNorm(text_width)
         self.cross_attn = nn.MultiheadAttention(text_width, config.num_heads, batch_first=True)
-        self.gate = nn.Parameter(torch.tensor(config.gate_init))
+        # Of shape (1,), not (): DeepSpeed and FSDP take no parameter without axes.
+        self.gate = nn.Parameter(torch.full((1,), config.gate_init))
 
     def forward(self, seg_embeds: Tensor, features: Tensor) -> Tensor:
         """
