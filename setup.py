@@ -37,6 +37,7 @@ REQUIRES = [
     "numpy>=1.26",
     "pillow>=10.1",
     "jinja2>=3.1",
+    "pyyaml>=6",
     "tqdm>=4.66",
 ]
 

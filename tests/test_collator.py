@@ -126,6 +126,14 @@ def test_jitter_draws_other_frames(processor, clips):
     assert len(drawn) > 1 and all(len(set(frames)) == 12 for frames in drawn)
 
 
+def test_without_frame_jitter_only_the_words_are_drawn(processor, clips):
+    transform = ClipTransform(processor, frame_jitter=False)
+    samples = [transform([video_row(clips[:15])], random.Random(seed)) for seed in range(5)]
+    expected = ClipTransform(processor, jitter=False)([video_row(clips[:15])], random.Random(0))["frame_indices"]
+    assert all(sample["frame_indices"] == expected for sample in samples)
+    assert len({tuple(sample["input_ids"][0]) for sample in samples}) > 1
+
+
 def test_a_still_image(processor, clips):
     sample = ClipTransform(processor)([image_row(clips)], random.Random(0))
     assert sample["frame_indices"] == [0] and len(sample["sam_pixel_values"]) == 1

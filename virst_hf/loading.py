@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +14,17 @@ if TYPE_CHECKING:
     from .modeling_virst import VirstForVideoSegmentation
     from .processing_virst import VirstProcessor
 
-__all__ = ["check_model_name", "load_config", "load_model", "load_processor", "pick_device"]
+__all__ = ["check_model_name", "load_config", "load_model", "load_processor", "merge_adapter", "pick_device"]
 
 MODEL_TYPE = "virst"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def check_model_name(name: str | os.PathLike) -> str:
     """Check that `name` is a folder with a VIRST checkpoint, or the name of one on the Hub.
 
     Args:
-        name (`str` or `os.PathLike`): Folder, or `owner/name` on the Hub.
+        name (`str` or `os.PathLike`): Folder of a full model or of an adapter, or `owner/name` on the Hub.
 
     Returns:
         `str`: The name, to be given to `from_pretrained`.
@@ -94,10 +97,10 @@ def load_config(path: str | os.PathLike) -> "VirstConfig":
 
 
 def load_processor(name: str | os.PathLike) -> "VirstProcessor":
-    """Load the processor of a checkpoint.
+    """Load the processor of a checkpoint; where an adapter folder holds none, that of its base.
 
     Args:
-        name (`str` or `os.PathLike`): Folder, or `owner/name` on the Hub.
+        name (`str` or `os.PathLike`): Folder of a full model or of an adapter, or `owner/name` on the Hub.
 
     Returns:
         [`VirstProcessor`]: The processor.
@@ -105,9 +108,12 @@ def load_processor(name: str | os.PathLike) -> "VirstProcessor":
     Raises:
         CheckpointError: There is no VIRST checkpoint of that name, or its processor's files are missing or damaged.
     """
+    from .adapters import base_of, is_adapter
     from .processing_virst import VirstProcessor
 
     name = check_model_name(name)
+    if is_adapter(name) and not (Path(name) / "processor_config.json").is_file():
+        name = check_model_name(base_of(name))
     load_config(name)  # the tokenizer's loader reads config.json, too, and its errors are not clear
     try:
         return VirstProcessor.from_pretrained(name)
@@ -126,8 +132,10 @@ def load_model(
 ) -> "VirstForVideoSegmentation":
     """Load a model for inference, and fail on any tensor that is missing, unknown or of another shape.
 
+    An adapter folder gives its base model with what was trained laid over it and LoRA merged.
+
     Args:
-        name (`str` or `os.PathLike`): Folder, or `owner/name` on the Hub.
+        name (`str` or `os.PathLike`): Folder of a full model or of an adapter, or `owner/name` on the Hub.
         device (`str`, *optional*): Where it runs; by default the first CUDA device, or else the CPU.
         dtype (`str`, *optional*):
             `"float32"`, `"bfloat16"` or `"float16"`; by default the one that the checkpoint was saved in.
@@ -140,20 +148,75 @@ def load_model(
         ConfigError: The sizes in its configuration do not fit together.
         VirstError: There is no such device.
     """
-    from safetensors import SafetensorError
-
     from .modeling_virst import VirstForVideoSegmentation
 
     name = check_model_name(name)
     place = pick_device(device)
     load_config(name)  # for its errors, which are clearer than those on the way through from_pretrained
-    try:
+    with clear_weight_errors(name):
         model = VirstForVideoSegmentation.from_pretrained(name, dtype=dtype or "auto")
+    return model.to(place).eval()
+
+
+def merge_adapter(
+    folder: str | os.PathLike,
+    output: str | os.PathLike,
+    base: str | os.PathLike | None = None,
+    dtype: str | None = None,
+) -> Path:
+    """Write an adapter and its base as one full model without LoRA, whole or not at all, with the processor.
+
+    Args:
+        folder (`str` or `os.PathLike`): The adapter folder.
+        output (`str` or `os.PathLike`): Folder to write; must not exist yet.
+        base (`str` or `os.PathLike`, *optional*): Its base model; by default the one that it names.
+        dtype (`str`, *optional*): `"float32"`, `"bfloat16"` or `"float16"`; by default that of the base. Sums are made
+            in float32 and rounded once.
+
+    Returns:
+        `pathlib.Path`: The folder. Its `virst_stage.json` names the stages that the model has been through.
+
+    Raises:
+        CheckpointError: `folder` is no adapter folder, the base is not there or another one, or `output` exists or
+            cannot be written.
+        ConfigError: There is no such type.
+    """
+    import torch
+
+    from .adapters import STAGE_FILE, adapter_info, base_of, check_is_new, new_folder
+    from .modeling_virst import VirstForVideoSegmentation
+    from .rendering import write_json
+
+    if dtype not in (None, *DTYPES):
+        raise ConfigError(f"Weights cannot be of type {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    history = adapter_info(folder).history
+    base = check_model_name(base_of(folder, base))
+    check_is_new(output, "model")
+    processor = load_processor(folder if (Path(folder) / "processor_config.json").is_file() else base)
+    own = load_config(base).dtype
+    wanted = own if dtype is None else getattr(torch, dtype)
+    # In another type than its own the base would be rounded before the sum, so the sum is held in float32 then.
+    held = own if wanted == own else torch.float32
+    with clear_weight_errors(f"{folder} or {base}"):
+        model = VirstForVideoSegmentation.from_pretrained(folder, base=base, dtype=held or "auto")
+    with new_folder(output, "model") as partial:
+        model.to(wanted or model.dtype).save_pretrained(partial)
+        processor.save_pretrained(partial)
+        write_json(partial / STAGE_FILE, {"history": list(history)})
+    return Path(output)
+
+
+@contextmanager
+def clear_weight_errors(name: str) -> Iterator[None]:
+    """Around reading weights: what safetensors says of a damaged file becomes a `CheckpointError`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except SafetensorError as error:
         raise CheckpointError(
             f"The weights of {name} cannot be read: {error}. Fetch or convert them again."
         ) from error
-    return model.to(place).eval()
 
 
 def pick_device(device: str | None) -> Any:

@@ -1,7 +1,9 @@
 """Base of the model: loading, saving, first values; and [`VirstModel`], all parts but the language model's head."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from sam2.modeling.backbones.hieradet import Hiera
@@ -12,10 +14,10 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .adapters import adapter_info, is_adapter, load_adapter, merge_lora
+from .adapters import base_of, find_adapter, load_adapter, merge_lora
 from .checkpoint_check import check_loading_info
 from .configuration_virst import VirstConfig
-from .errors import VirstError
+from .errors import ConfigError, VirstError
 from .model_card import write_model_card
 from .modules.fusion import VirstInitialFusion, VirstPromptDecoder
 from .modules.projector import VirstProjector
@@ -24,6 +26,8 @@ from .modules.segmenter import VirstSegmenter
 from .modules.vision_tower import VirstVisionAttention, VirstVisionTower
 
 __all__ = ["VirstModel", "VirstPreTrainedModel"]
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 
 class VirstPreTrainedModel(PreTrainedModel):
@@ -74,17 +78,28 @@ class VirstPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path | None, *args, strict: bool = True, output_loading_info: bool = False, **kwargs
+        cls,
+        name: str | Path | None,
+        *args,
+        strict: bool = True,
+        output_loading_info: bool = False,
+        base: str | Path | None = None,
+        **kwargs,
     ) -> "VirstPreTrainedModel | tuple[VirstPreTrainedModel, dict]":
         """Load weights and configuration; refuse a checkpoint that does not fit.
 
+        An adapter folder, which a training stage with LoRA writes, gives its base model with what was trained laid
+        over it and LoRA merged (into a quantized base nothing can be merged, so there LoRA stays beside it).
+
         Args:
-            name (`str` or `os.PathLike`): Directory, or name on the Hub.
+            name (`str` or `os.PathLike`): Directory, or name on the Hub; of a full model or of an adapter.
             *args: Positional arguments of [`~transformers.PreTrainedModel.from_pretrained`].
             strict (`bool`, *optional*, defaults to `True`):
                 Raise where a tensor is missing, unknown or of another shape. `False` follows Transformers: a warning,
                 and new weights for what is missing.
             output_loading_info (`bool`, *optional*, defaults to `False`): Also return the names that did not fit.
+            base (`str` or `os.PathLike`, *optional*):
+                For an adapter: where its base model is now, if not where it was in training.
             **kwargs: Further arguments, such as `dtype` or `device_map`.
 
         Returns:
@@ -95,15 +110,14 @@ class VirstPreTrainedModel(PreTrainedModel):
         """
         if strict:
             kwargs["ignore_mismatched_sizes"] = True  # so that all of them are listed, not only the first
-        adapter = str(name) if name is not None and is_adapter(name) else None
-        if adapter is not None:
-            name = adapter_info(adapter).base
+        name, adapter = redirect_to_base(name, base, kwargs)
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         if strict:
             check_loading_info(str(name), info)
         if adapter is not None:
             load_adapter(model, adapter)
-            merge_lora(model)
+            if not getattr(model, "is_quantized", False):
+                merge_lora(model)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
@@ -116,6 +130,44 @@ class VirstPreTrainedModel(PreTrainedModel):
         if kwargs.get("is_main_process", True):
             write_model_card(save_directory, self.config)
         super().save_pretrained(save_directory, **kwargs)
+
+
+def redirect_to_base(
+    name: str | os.PathLike | None, base: str | os.PathLike | None, options: dict[str, Any]
+) -> tuple[str | os.PathLike | None, Path | None]:
+    """For `from_pretrained`: what is to be loaded where the name is that of an adapter.
+
+    Args:
+        name (`str` or `os.PathLike`, *optional*): What `from_pretrained` was called with.
+        base (`str` or `os.PathLike`, *optional*): Where the base model is now.
+        options (`dict[str, Any]`): Further arguments of `from_pretrained`; changed in place so that they load the base
+            with the adapter's configuration, in the base's type.
+
+    Returns:
+        `tuple`: Name of the full model, and the adapter folder or `None`.
+
+    Raises:
+        CheckpointError: The base is not there.
+        ConfigError: A base was named, and there is no adapter.
+    """
+    # The Auto classes have found an adapter's file by themselves, and may have put the base in place of the name.
+    auto = dict(options.get("adapter_kwargs") or {})
+    asked = auto.pop("_adapter_model_path", None) or name
+    hub_options = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
+    adapter = find_adapter(asked, **hub_options)
+    if adapter is None:
+        if base is not None:
+            raise ConfigError(f"{name} is no adapter folder, so it has no base model to be named with base=.")
+        return name, None
+    options.pop("adapter_kwargs", None)
+    options.pop("revision", None)  # of the adapter, not of its base
+    if asked != name or options.get("config") is None:
+        options["config"] = str(adapter)
+    base = base_of(adapter, base)
+    if all(options.get(key) in (None, "auto") for key in ("dtype", "torch_dtype")):
+        options.pop("torch_dtype", None)
+        options["dtype"] = VirstConfig.from_pretrained(base).dtype or "auto"
+    return base, adapter
 
 
 class VirstModel(VirstPreTrainedModel):

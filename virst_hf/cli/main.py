@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from ..errors import VirstError
 from ..version import __version__
-from . import ask, compare, convert, data, evaluate, info, pack, score, segment
+from . import ask, compare, convert, data, evaluate, info, merge, pack, score, segment
 
 __all__ = ["main", "make_parser"]
 
@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": compare,
     "pack": pack,
     "convert": convert,
+    "merge": merge,
     "info": info,
 }
 FOUND, BAD_INPUT = 1, 2

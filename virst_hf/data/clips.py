@@ -47,6 +47,8 @@ class ClipTransform:
             stages 1 and 2, `"anchors+propagation"` in stage 3.
         jitter (`bool`, *optional*, defaults to `True`): Draw VLM frames inside their bins, templates and answers. Off:
             as at inference, for a validation loss; anchors are drawn even so.
+        frame_jitter (`bool`, *optional*, defaults to `True`): Off: templates and answers are drawn, but the frames are
+            always those of inference, so that features of frozen encoders can be kept.
         explain_probability (`float`, *optional*, defaults to 0.5): How often a row with an explanation is asked for
             it. The paper does not say; LISA's data, where ReasonSeg comes from, takes about half.
         fast_resize (`bool`, *optional*, defaults to `False`): Make both views by torch's resizing of bytes instead of
@@ -85,6 +87,7 @@ class ClipTransform:
         processor: VirstProcessor,
         supervise: Supervise = "anchors+propagation",
         jitter: bool = True,
+        frame_jitter: bool = True,
         explain_probability: float = 0.5,
         fast_resize: bool = False,
         num_anchors: int = 3,
@@ -103,6 +106,7 @@ class ClipTransform:
         self.processor = processor
         self.supervise = supervise
         self.jitter = jitter
+        self.frame_jitter = frame_jitter
         self.explain_probability = explain_probability
         self.fast_resize = fast_resize
         self.anchor_sizes = (num_anchors, num_before, num_propagation)
@@ -177,7 +181,7 @@ class ClipTransform:
             sizes.max_vlm_frames,
             sizes.frames_per_clip,
             sizes.min_frames,
-            rng if self.jitter else None,
+            rng if self.jitter and self.frame_jitter else None,
         )
 
     def _views(

@@ -1,12 +1,14 @@
-"""Training: the three stages, their arguments, and the Trainer. The names below are imported when they are first used."""
+"""Training: the three stages, their arguments and the Trainer. The names are imported when they are first used."""
 
 from .._lazy import lazy_exports
 
 # Module -> the names that it gives to this package.
 EXPORTS = {
     "arguments": ["VirstTrainingArguments"],
+    "quantization": ["four_bit_config"],
     "stages": ["STAGES", "TrainingStage", "describe", "get_stage", "prepare_model"],
     "trainer": ["VirstTrainer"],
+    "validation": ["SplitValidation"],
 }
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, EXPORTS)

@@ -1,11 +1,26 @@
-"""The three stages of supplement A.3 as plain data, and the switch that makes a model train as one of them says."""
+"""The three stages of supplement A.3 as plain data, and the switch that makes a model train as one of them says.
+
+| stage | trains | supervised frames |
+|---|---|---|
+| `alignment` | both fusions, LM head, LoRA of the language model | anchors |
+| `few_image` | these, mask decoder, memory attention, memory encoder, projector | anchors |
+| `propagation` | the same at a twentieth of the learning rate | anchors and the frames around them |
+
+Vision tower and SAM image encoder (trunk and neck) never train. Of the segmenter only the three modules that the paper
+lists do: its prompt encoder, `obj_ptr_proj`, `obj_ptr_tpos_proj`, `mask_downsample` and bare parameters
+(`maskmem_tpos_enc`, `no_mem_embed`, `no_obj_ptr`, ...) stay as SAM 2.1 has them.
+
+In the first two stages every supervised frame is an anchor, and an anchor is decoded from its prompts alone, without
+memory. So memory attention and memory encoder get no gradient in `few_image`, although it unfreezes them as the
+supplement says: they learn in `propagation` only.
+"""
 
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ..adapters import LoraSettings, add_lora, base_name, has_lora
+from ..adapters import LoraSettings, add_lora, base_name, has_lora, lora_settings, merge_lora
 from ..data.clips import Supervise
 from ..errors import ConfigError
 from ..modeling_virst import VirstForVideoSegmentation
@@ -62,8 +77,7 @@ ALIGNMENT = TrainingStage(
     learning_rate=2e-4,
     lr_scheduler_type="constant_with_warmup",
 )
-# All supervised frames of stages 1 and 2 are anchors, which are decoded without memory: memory attention and memory
-# encoder are unfrozen here, as the supplement says, but get their first gradient in the propagation stage.
+# Memory attention and memory encoder are unfrozen here, as the supplement says, but get no gradient yet (see above).
 FEW_IMAGE = replace(
     ALIGNMENT,
     name="few_image",
@@ -121,34 +135,56 @@ def part_of(name: str) -> str:
 def prepare_model(model: VirstForVideoSegmentation, stage: TrainingStage) -> dict[str, int]:
     """Make a model train as a stage says: LoRA is added unless it is there, everything else is frozen or not.
 
+    A stage without LoRA writes a full model, so LoRA that is there is merged first. The encoders stay frozen, whatever
+    the patterns, unless the stage has `trains_encoders`. New LoRA is drawn from torch's generator: set a seed before.
+
     Args:
         model ([`VirstForVideoSegmentation`]): The model; changed in place.
         stage ([`TrainingStage`]): The stage.
 
     Returns:
-        `dict[str, int]`: Number of trained parameters of each part.
+        `dict[str, int]`: Number of trained parameters of each part, in the order of the model.
 
     Raises:
-        ConfigError: A pattern of the stage fits no parameter, or LoRA none of the language model's layers.
+        ConfigError: A pattern of the stage fits no parameter, LoRA none of the language model's layers, or the model
+            has LoRA of other settings than the stage.
     """
-    if stage.lora is not None and not has_lora(model):
-        add_lora(model, stage.lora)
-    model.model.train_encoders = stage.trains_encoders
-    names = {name: base_name(name) for name, _ in model.named_parameters()}
+    names = [base_name(name) for name, _ in model.named_parameters()]
     for pattern in stage.trains:
-        if not any(fnmatchcase(plain, pattern) for plain in names.values()):
+        if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f"The stage {stage.name} trains {pattern!r}, but no parameter has such a name.")
+    _set_lora(model, stage)
+    model.model.train_encoders = stage.trains_encoders
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        is_lora = ".lora_" in name
-        trained = is_lora or any(fnmatchcase(names[name], pattern) for pattern in stage.trains)
-        if any(fnmatchcase(name, pattern) for pattern in ENCODERS):
-            trained = trained and stage.trains_encoders
+        trained = ".lora_" in name or _is_trained(base_name(name), stage)
         _set_trained(parameter, trained)
         if trained:
             part = part_of(name)
             counts[part] = counts.get(part, 0) + parameter.numel()
     return counts
+
+
+def _set_lora(model: VirstForVideoSegmentation, stage: TrainingStage) -> None:
+    if stage.lora is None:
+        merge_lora(model)
+    elif not has_lora(model):
+        add_lora(model, stage.lora)
+    else:
+        found = lora_settings(model)
+        wanted = (stage.lora.rank, stage.lora.alpha, sorted(stage.lora.target_modules))
+        if (found.rank, found.alpha, sorted(found.target_modules)) != wanted:
+            raise ConfigError(
+                f"The stage {stage.name} has LoRA of rank {stage.lora.rank} and alpha {stage.lora.alpha} on "
+                f"{', '.join(stage.lora.target_modules)}; the model has rank {found.rank} and alpha {found.alpha} on "
+                f"{', '.join(found.target_modules)}. Merge that first (`virst merge`), or give the stage the same."
+            )
+
+
+def _is_trained(name: str, stage: TrainingStage) -> bool:
+    if not stage.trains_encoders and any(fnmatchcase(name, pattern) for pattern in ENCODERS):
+        return False
+    return any(fnmatchcase(name, pattern) for pattern in stage.trains)
 
 
 def _set_trained(parameter: nn.Parameter, trained: bool) -> None:

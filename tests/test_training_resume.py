@@ -1,0 +1,203 @@
+"""A run that is killed, at any time, and given again ends with the weights of one that was not, bit for bit."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from training_fixtures import ROOT, Workspace, example, log_of, losses, make_workspace
+
+from virst_hf.errors import CheckpointError
+from virst_hf.training.checkpoints import STAGING, check_run, find_checkpoint, move_into_place, note_run, sweep
+
+STEPS, ACCUMULATION = 6, 2
+# Runs `examples/train.py` as it is. Before that it may arrange to be killed in the middle of a micro-batch, or to be
+# slow between two files of the second checkpoint, so that whoever watches has the time to kill it there.
+DRIVER = """
+import os, runpy, signal, sys, time, torch
+from transformers import Trainer
+script, moment, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+calls = []
+def counted(inner, act):
+    def call(*args, **kwargs):
+        result = inner(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == number:
+            act()
+        return result
+    return call
+if moment == "batch":
+    Trainer.compute_loss = counted(Trainer.compute_loss, lambda: os.kill(os.getpid(), signal.SIGKILL))
+elif moment == "save":
+    torch.save = counted(torch.save, lambda: time.sleep(600))
+sys.argv = [script, *sys.argv[4:]]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Workspace:
+    return make_workspace(tmp_path_factory.mktemp("resume"), videos=2)
+
+
+@pytest.fixture(autouse=True)
+def cache(work, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(work.folder / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config(work: Workspace, output: Path) -> Path:
+    """The stage as it is, with the dropout of its LoRA; a decay, so that the schedule matters; and a validation."""
+    return work.config(
+        output,
+        stage="propagation",
+        allow_missing_stage=True,
+        max_steps=STEPS,
+        gradient_accumulation_steps=ACCUMULATION,
+        learning_rate=1e-3,
+        warmup_steps=2,
+        validation={"data": work.sources("rvos"), "samples": 1},
+        load_best_model_at_end=False,  # what is compared has been through all steps
+        save_total_limit=None,
+    )
+
+
+def start(work: Workspace, tmp_path: Path, output: Path, moment: str = "never", number: int = 0):
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    script = str(ROOT / "examples" / "train.py")
+    return work.start(script, moment, str(number), "--config", str(config(work, output)), script=str(driver))
+
+
+def finish(process) -> str:
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def weights(output: Path) -> dict[str, str]:
+    """A hash of each file of the result that holds tensors."""
+    files = sorted((output / "final").glob("*.safetensors"))
+    assert len(files) == 2
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(work, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert "Starting in" in finish(start(work, folder, folder / "run"))
+    return folder / "run"
+
+
+def is_whole(checkpoint: Path) -> bool:
+    return {"trainer_state.json", "optimizer.pt", "rng_state.pth", "run.json"} <= {
+        p.name for p in checkpoint.iterdir()
+    }
+
+
+@pytest.mark.slow
+def test_the_run_does_what_the_test_is_for(uninterrupted):
+    log = log_of(uninterrupted)
+    assert len(losses(log)) == STEPS and len({entry["learning_rate"] for entry in log if "loss" in entry}) > 3
+    states = [uninterrupted / f"checkpoint-{step}" / "rng_state.pth" for step in (2, 4)]
+    first, second = (torch.load(path, weights_only=False)["cpu"] for path in states)
+    assert not torch.equal(first, second)  # dropout has drawn
+
+
+@pytest.mark.slow
+def test_killed_at_a_random_micro_batch(work, uninterrupted, tmp_path):
+    # Of steps 3 to 6: there is a checkpoint, and there is something left to do. Each counts a validation too.
+    number = random.Random(os.urandom(8)).randrange(2 * ACCUMULATION + 2, STEPS * ACCUMULATION + 2)
+    killed = start(work, tmp_path, tmp_path / "run", "batch", number)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, number
+    assert not (tmp_path / "run" / "final").exists()
+    assert "Going on from" in finish(start(work, tmp_path, tmp_path / "run"))
+    assert weights(tmp_path / "run") == weights(uninterrupted), number
+    assert losses(log_of(tmp_path / "run")) == losses(log_of(uninterrupted)), number
+
+
+@pytest.mark.slow
+def test_killed_during_a_save(work, uninterrupted, tmp_path):
+    # Three files a checkpoint go through torch.save; it stops after the optimiser of the second one.
+    killed = start(work, tmp_path, tmp_path / "run", "save", 4)
+    staged = tmp_path / "run" / STAGING / "checkpoint-4"
+    deadline = time.monotonic() + 120
+    while not (staged / "optimizer.pt").exists() and time.monotonic() < deadline and killed.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert staged.exists() and not is_whole(staged)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert is_whole(tmp_path / "run" / "checkpoint-2")
+    out = finish(start(work, tmp_path, tmp_path / "run"))
+    assert f"Going on from {tmp_path / 'run' / 'checkpoint-2'}" in out
+    assert not (tmp_path / "run" / STAGING).exists()
+    assert weights(tmp_path / "run") == weights(uninterrupted)
+
+
+# --- the pieces ------------------------------------------------------------------------------------------------------
+def test_resume_refuses_other_data(work, tmp_path, capsys):
+    def run(**changes) -> int:
+        path = work.config(tmp_path / "run", data=work.sources("rvos"), max_steps=2, save_steps=1, **changes)
+        return example().main(["--config", str(path)])
+
+    assert run() == 0
+    for changes, message in (
+        ({"seed": 4}, "was written with mixture"),
+        ({"gradient_accumulation_steps": 2}, "was written with draws_per_step 1, and this run has 2"),
+        ({"stage": "few_image", "allow_missing_stage": True}, "was written with stage 'alignment'"),
+    ):
+        assert run(**changes) == 2
+        assert message in capsys.readouterr().err
+    assert run() == 0  # nothing is left to do
+    assert [path.name for path in sorted((tmp_path / "run").iterdir())] == ["checkpoint-1", "checkpoint-2", "final"]
+
+
+def test_what_is_found_to_go_on_from(tmp_path):
+    assert find_checkpoint(tmp_path / "new") is None
+    for name in ("checkpoint-2", "checkpoint-10", f"{STAGING}/checkpoint-12", "checkpoint-x"):
+        (tmp_path / name).mkdir(parents=True)
+    assert find_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    with pytest.raises(CheckpointError, match="is no checkpoint of a run"):
+        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-2"))
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-2")) == str(tmp_path / "checkpoint-2")
+    sweep(tmp_path)
+    assert not (tmp_path / STAGING).exists() and (tmp_path / "checkpoint-10").exists()
+
+
+def test_a_folder_replaces_one_of_its_name(tmp_path):
+    for folder, text in (("final", "old"), (f"{STAGING}/final", "new")):
+        (tmp_path / folder / "inner").mkdir(parents=True)
+        (tmp_path / folder / "inner" / "file").write_text(text)
+    move_into_place(tmp_path / STAGING / "final", tmp_path / "final")
+    assert (tmp_path / "final" / "inner" / "file").read_text() == "new"
+    assert list((tmp_path / STAGING).iterdir()) == []
+
+
+def test_facts_of_a_run(tmp_path):
+    note_run(tmp_path, {"stage": "alignment", "draws_per_step": 16})
+    check_run(tmp_path, {"stage": "alignment", "draws_per_step": 16})
+    with pytest.raises(CheckpointError, match="draws_per_step 16, and this run has 8"):
+        check_run(tmp_path, {"draws_per_step": 8})
+    (tmp_path / "run.json").write_text(json.dumps([1]))
+    with pytest.raises(CheckpointError, match="stage None"):
+        check_run(tmp_path, {"stage": "alignment"})
+    with pytest.raises(CheckpointError, match="is no checkpoint of VirstTrainer"):
+        check_run(tmp_path / "other", {"stage": "alignment"})
