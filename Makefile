@@ -18,7 +18,7 @@ export TOKENIZERS_PARALLELISM := false
 help:  ## Show this list
 	@awk -F ':.*## *' '/^[a-z]+:.*##/ { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-venv: $(READY)  ## Set up .venv: torch, sam2, this package and the test tools
+venv: $(READY)  ## Set up .venv: torch, sam2, this package and the tools of its tests
 
 # The stamp is as new as the files that say what to install, so a second make does nothing.
 $(READY): setup.py pyproject.toml Makefile
@@ -28,6 +28,7 @@ $(READY): setup.py pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet wheel "setuptools>=77"
 	$(BIN)/python -m pip install --quiet --no-build-isolation sam2
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install --quiet "deepspeed>=0.15"
 	@touch $@
 
 demo: $(READY)  ## Segment a clip that it draws, with a small model

@@ -210,6 +210,7 @@ class VirstModel(VirstPreTrainedModel):
 
     @train_encoders.setter
     def train_encoders(self, value: bool) -> None:
+        """Make both encoders part of the graph, or not."""
         self.segmenter.train_encoder = value
 
     def get_input_embeddings(self) -> nn.Module:
