@@ -15,6 +15,31 @@ def two_threads():
     torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
+@pytest.fixture
+def one_thread():
+    """For what gains nothing by a second thread: a process with two of them stalls where others are at work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory):
+    """A model and a data set for training runs; a run writes elsewhere."""
+    from training_fixtures import make_workspace
+
+    return make_workspace(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture
+def work_cache(work, monkeypatch):
+    """Arrow copies of its data are kept beside it."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(work.folder / "cache"))
+
+
 @pytest.fixture(scope="session")
 def processor():
     from virst_hf.untrained import untrained_processor

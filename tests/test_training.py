@@ -6,13 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from training_fixtures import ROOT, Workspace, example, log_of, losses, make_workspace
+from training_fixtures import ROOT, Workspace, example, log_of, losses
 
 from virst_hf import VirstForVideoSegmentation
 from virst_hf.cli.main import main as virst
@@ -25,30 +24,14 @@ from virst_hf.training.trainer import LOSS_PARTS
 from virst_hf.training.validation import SplitValidation
 from virst_hf.untrained import untrained_model
 
+pytestmark = pytest.mark.usefixtures("one_thread", "work_cache")
+
 CONFIGS = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
 # Table 7 of the supplement.
 TRAINING_SETS = {
     *("ref-davis17", "ref-youtube-vos", "mevis", "revos", "lv-vis", "refcoco", "refcoco+", "refcocog"),
     *("ade20k", "coco-stuff", "paco-lvis", "pascal-part", "reasonseg", "llava-video"),
 }
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Workspace:
-    return make_workspace(tmp_path_factory.mktemp("training"))
-
-
-@pytest.fixture(autouse=True)
-def cache(work, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(work.folder / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def without_dropout(model):

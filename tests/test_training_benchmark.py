@@ -14,6 +14,8 @@ from virst_hf.training.stages import get_stage, prepare_model
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "training_step.py"
+# The script sets the number of threads of its process.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +24,6 @@ def benchmark():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The script sets the number of threads of its process; and so small a model gains nothing by a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_cached_features_leave_the_encoders_out(benchmark):

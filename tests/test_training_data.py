@@ -6,7 +6,7 @@ import datasets
 import pytest
 import torch
 from scipy.stats import chisquare
-from training_fixtures import CATEGORIES, Workspace, make_workspace
+from training_fixtures import CATEGORIES
 
 from virst_hf.data import CATEGORY_WEIGHTS, Mixture, make_row
 from virst_hf.errors import DataError
@@ -14,25 +14,9 @@ from virst_hf.training import VirstTrainer, VirstTrainingArguments
 from virst_hf.training.data import describe_mixture, load_sources, training_mixture, validation_mixture
 from virst_hf.untrained import untrained_model
 
+pytestmark = pytest.mark.usefixtures("one_thread", "work_cache")
+
 DRAWS = 20_000
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Workspace:
-    return make_workspace(tmp_path_factory.mktemp("data"), videos=2)
-
-
-@pytest.fixture(autouse=True)
-def cache(work, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(work.folder / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def arguments(work, tmp_path, **changes) -> VirstTrainingArguments:

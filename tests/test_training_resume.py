@@ -8,10 +8,9 @@ import signal
 import time
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
-from training_fixtures import ROOT, Workspace, example, log_of, losses, make_workspace
+from training_fixtures import ROOT, Workspace, example, log_of, losses
 
 from virst_hf.errors import CheckpointError
 from virst_hf.training.checkpoints import STAGING, check_run, find_checkpoint, move_into_place, note_run, sweep
@@ -22,6 +21,8 @@ STEPS, ACCUMULATION = 6, 2
 DRIVER = """
 import os, runpy, signal, sys, time, torch
 from transformers import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread", "work_cache")
 script, moment, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
 calls = []
 def counted(inner, act):
@@ -39,24 +40,6 @@ elif moment == "save":
 sys.argv = [script, *sys.argv[4:]]
 runpy.run_path(script, run_name="__main__")
 """
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Workspace:
-    return make_workspace(tmp_path_factory.mktemp("resume"), videos=2)
-
-
-@pytest.fixture(autouse=True)
-def cache(work, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(work.folder / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(work: Workspace, output: Path) -> Path:
