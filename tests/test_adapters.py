@@ -474,6 +474,16 @@ def test_merge_with_another_place_of_the_base_and_type(adapter, base, tmp_path, 
     assert load_model(tmp_path / "full").dtype == torch.bfloat16
 
 
+def test_info_counts_what_an_adapter_holds(adapter, trained, capsys):
+    assert main(["info", str(adapter)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{adapter}: virst, ")
+    learning = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    assert next(line.split()[1] for line in lines if line.startswith("all ")) == f"{learning:,}"
+    lora = sum(p.numel() for name, p in trained.named_parameters() if ".lora_" in name)
+    assert next(line.split()[1] for line in lines if line.startswith("LoRA ")) == f"{lora:,}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -22,6 +22,7 @@ PARTS = {
     "model.segmenter.image_encoder.": "segmenter, image encoder",
     "model.segmenter.memory": "segmenter, memory",
     "model.segmenter.": "segmenter, other",
+    "base_model.": "LoRA",
     "": "other",
 }
 INDEX_FILE = "model.safetensors.index.json"
