@@ -15,6 +15,8 @@ from training_fixtures import ROOT, Workspace, example, log_of, losses
 from virst_hf.errors import CheckpointError
 from virst_hf.training.checkpoints import STAGING, check_run, find_checkpoint, move_into_place, note_run, sweep
 
+pytestmark = pytest.mark.usefixtures("one_thread", "work_cache")
+
 STEPS, ACCUMULATION = 6, 2
 # Runs `examples/train.py` as it is. Before that it may arrange to be killed in the middle of a micro-batch, or to be
 # slow between two files of the second checkpoint, so that whoever watches has the time to kill it there.
@@ -22,7 +24,6 @@ DRIVER = """
 import os, runpy, signal, sys, time, torch
 from transformers import Trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread", "work_cache")
 script, moment, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
 calls = []
 def counted(inner, act):
