@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from training_fixtures import ROOT, Workspace, example, log_of, losses
+from transformers import Trainer
 
 from virst_hf import VirstForVideoSegmentation
 from virst_hf.cli.main import main as virst
@@ -92,7 +93,26 @@ def test_a_file_and_what_overrides_it(work, tmp_path):
         ({"validation": {"protocol": "shapes-valid"}}, "needs the root"),
         ({"validation": {"protocol": "a", "root": "b", "video": 3}}, "no 'video' .did you mean videos"),
         ({"validation": {"protocol": "a", "root": "b", "videos": 0}}, "videos must be a whole number"),
-        ({"validation": {"protocol": "a", "root": "b"}, "eval_steps": 3}, "multiple"),
+        ({"validation": {"protocol": "a", "root": "b"}, "eval_steps": 3}, "eval_steps is 3 and save_steps is 2: give"),
+        ({"validation": {"protocol": "a", "root": "b"}, "eval_steps": 1}, "eval_steps is 1 and save_steps is 2: give"),
+        ({"validation": {"protocol": "a", "root": 5}}, "validation: root must be a text, found 5"),
+        ({"validation": {"protocol": ["a"], "root": "b"}}, "validation: protocol must be a text, found .'a'."),
+        ({"validation": {"data": {"name": "own", "root": "b"}}}, "validation data must be a list of sources"),
+        ({"validation": {"data": ["own"]}}, "validation data must be a list of sources"),
+        ({"validation": ["own"]}, "validation data must be a list of sources"),
+        ({"validation": [{"name": "own", "root": 5}]}, "Source 0 of validation data, own: root must be a text"),
+        ({"validation": {3: 4}}, "validation has no 3; it has protocol"),
+        ({"data": {"name": "own", "root": "b"}}, "data must be a list of sources"),
+        ({"data": [{"root": "b"}]}, "Source 0 of data has no name, found"),
+        ({"data": [{"name": ["own"], "root": "b"}]}, "Source 0 of data: name must be a text, found .'own'."),
+        ({"data": [{"name": "own", "root": 5}]}, "Source 0 of data, own: root must be a text, found 5"),
+        ({"data": [{"name": "own", "root": "b", "split": None}]}, "own: split must be a text, found None"),
+        ({"data": [{"name": "own", "root": "b", "config": [1]}]}, "own: config must be a text, found .1."),
+        ({"data": [{"name": "own", "root": "b", 7: 1}]}, "own: 7 must be a text"),
+        ({"data": [{"name": "own", "root": "b", "streaming": True}]}, "own cannot be streamed"),
+        ({"stage": ["alignment"]}, "stage takes one value, found the list"),
+        ({"model": {"a": 1}}, "model takes one value, found the dict"),
+        ({"max_steps": [4]}, "max_steps takes one value, found the list"),
         ({"load_in_4bit": True}, "needs a CUDA device"),
     ],
 )
@@ -102,6 +122,40 @@ def test_bad_arguments(work, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message) as error:
         parse("--config", str(work.config(tmp_path / "run", **changes)))
     assert "\n" not in str(error.value)
+
+
+def test_values_of_another_type_from_python(work, tmp_path):
+    for name, value in (("stage", ["alignment"]), ("model", 5), ("cache_features", True)):
+        with pytest.raises(ConfigError, match=f"{name} must be a text, found"):
+            VirstTrainingArguments(**work.values(tmp_path / "run", **{name: value}))
+
+
+def test_weights_of_sources_are_for_all_or_none(work, tmp_path):
+    data = [{**source, "weight": 2} for source in work.sources()]
+    del data[1]["weight"], data[3]["weight"]
+    message = r"Some sources of .*data have a weight, and source 1 \(shapes\), 3 \(shapes\) has none"
+    for changes in ({"data": data}, {"validation": data}):
+        with pytest.raises(ConfigError, match=message):
+            VirstTrainingArguments(**work.values(tmp_path / "run", **changes))
+
+
+def test_a_best_checkpoint_needs_one_of_each_evaluation(work, tmp_path):
+    plan = {"validation": {"data": work.sources("rvos")}, "eval_steps": 1, "save_steps": 2}
+    values = work.values(tmp_path / "run", **plan, load_best_model_at_end=False)
+    assert VirstTrainingArguments(**values).eval_steps == 1
+    values = work.values(tmp_path / "run", **plan, save_strategy="best")  # saved when it is the best
+    assert VirstTrainingArguments(**values).load_best_model_at_end
+
+
+def test_paths_from_home(work, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ("model", "cache_features", "data_root", "resume_from_checkpoint")
+    args = VirstTrainingArguments(**work.values("~/run", **{name: f"~/{name}" for name in names}))
+    assert [getattr(args, name) for name in names] == [str(tmp_path / name) for name in names]
+    assert args.output_dir == str(tmp_path / "run")
+    (tmp_path / "run.yaml").write_text("stage: nosuch")
+    with pytest.raises(ConfigError, match="needs model"):
+        parse("--config", "~/run.yaml")
 
 
 @pytest.mark.parametrize("text, message", [("a: [", "is not YAML"), ("- 1", "found a list"), (None, "cannot be read")])
@@ -195,6 +249,21 @@ def test_a_batch_without_masks_counts_as_zero_in_the_mask_terms(work, tmp_path, 
     trainer = make_trainer(work, tmp_path / "a", processor, data=work.sources("video_qa"), max_steps=1)
     (entry,), _ = run_losses(trainer)
     assert entry["token_loss"] == pytest.approx(entry["loss"]) and entry["bce_loss"] == entry["iou_loss"] == 0
+
+
+def test_the_batches_of_a_step_are_not_in_memory_at_once(work, tmp_path, processor, monkeypatch):
+    trainer = make_trainer(work, tmp_path / "a", processor, gradient_accumulation_steps=6, max_steps=2)
+    collate, compute, events = trainer.data_collator, trainer.compute_loss, []
+    trainer.data_collator = lambda samples: events.append("read") or collate(samples)
+    trainer.compute_loss = lambda *args, **kwargs: events.append("used") or compute(*args, **kwargs)
+    log, _ = run_losses(trainer)
+    assert len(log) == 2 and events.count("read") == events.count("used") == 12
+    waiting = [events[:i].count("read") - events[:i].count("used") for i in range(len(events))]
+    assert max(waiting) == 2  # the next one, and the one that the loader of accelerate looks ahead
+    # The Trainer's own way gives the same losses.
+    monkeypatch.setattr(VirstTrainer, "get_batch_samples", Trainer.get_batch_samples)
+    eager = make_trainer(work, tmp_path / "b", processor, gradient_accumulation_steps=6, max_steps=2)
+    assert losses(run_losses(eager)[0]) == losses(log)
 
 
 def test_norms_biases_and_vectors_do_not_decay(work, tmp_path, processor):

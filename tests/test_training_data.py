@@ -93,9 +93,28 @@ def test_a_source_may_have_a_weight_inside_its_category(work, tmp_path, processo
     mixture = training_mixture(arguments(work, tmp_path, data=twice), processor)
     assert mixture.names == ["shapes/rvos/train", "shapes/rvos/valid"]
     assert mixture.probabilities.tolist() == pytest.approx([0.75, 0.25])
-    del twice[1]["weight"]
-    with pytest.raises(DataError, match="source_weights lacks shapes/rvos/valid"):
+    # And so may one of the validation.
+    args = arguments(work, tmp_path, validation={"data": twice, "samples": 2})
+    assert validation_mixture(args, processor).probabilities.tolist() == pytest.approx([0.75, 0.25])
+    twice[1]["weight"] = -1
+    with pytest.raises(DataError, match="weight of shapes/rvos/valid must be a number"):
         training_mixture(arguments(work, tmp_path, data=twice), processor)
+
+
+def test_sources_of_a_validation_are_named_as_such(work, tmp_path, processor):
+    args = arguments(work, tmp_path, validation=[{"name": "nosuch", "root": "shapes"}])
+    with pytest.raises(DataError, match="Source 0 of validation data has the name 'nosuch'"):
+        validation_mixture(args, processor)
+
+
+def test_categories_are_read_without_a_list_of_them(work, tmp_path, processor, monkeypatch):
+    def whole(self, key):
+        assert key != "category", "a text for each row of a set that may have a million"
+        return inner(self, key)
+
+    inner = datasets.Dataset.__getitem__
+    monkeypatch.setattr(datasets.Dataset, "__getitem__", whole)
+    assert training_mixture(arguments(work, tmp_path), processor).categories == list(CATEGORIES)
 
 
 def test_the_same_source_twice_has_two_names(work, tmp_path):

@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import ConfigError
+from .sources import check_sources
 from .stages import TrainingStage, get_stage
 
 __all__ = ["TrainingArgumentParser", "Validation", "VirstTrainingArguments"]
+
+PATHS = ("model", "output_dir", "data_root", "cache_features", "resume_from_checkpoint")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class Validation:
     samples: int = 32
 
     def __post_init__(self) -> None:
+        for name in ("protocol", "root", "split"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str | os.PathLike):
+                raise ConfigError(f"validation: {name} must be a text, found {value!r}.")
+        if self.data is not None:
+            check_sources("validation data", self.data)
         if self.protocol is None and not self.data:
             raise ConfigError("validation needs a protocol with its root, or data for the loss; found neither.")
         if self.protocol is not None and self.root is None:
@@ -80,7 +89,7 @@ class VirstTrainingArguments(TrainingArguments):
             the Hub.
         data (`list[dict]`): Sources: `name` (of `virst data list`), `root`, and, where needed, `split` (`"train"` when
             not given), `config`, options of the set such as `follow_links`, and `weight`, its share inside its
-            category (by the number of rows when no source has one).
+            category (by the number of rows when no source has one; all of them need one or none).
         data_root (`str`, *optional*): Folder that relative roots are in.
         weights (`dict[str, float]`, *optional*): How often each category is drawn; [4, 3, 1, 12, 1] of the paper, for
             the categories that the data have, when not given.
@@ -158,6 +167,8 @@ class VirstTrainingArguments(TrainingArguments):
             self.load_best_model_at_end = evaluates
         if self.metric_for_best_model is None and evaluates:
             self.metric_for_best_model = plan.metric
+        if evaluates and self.load_best_model_at_end:
+            self._check_best()
         self.label_names = self.label_names or ["labels"]
         super().__post_init__()
         # Plain `python` on a machine with several GPUs: one is used. DataParallel cannot split lists of masks.
@@ -168,8 +179,13 @@ class VirstTrainingArguments(TrainingArguments):
         for name, meaning in (("stage", "the stage"), ("model", "what it starts from"), ("data", "its sources")):
             if not getattr(self, name):
                 raise ConfigError(f"A training run needs {name} ({meaning}), found none. Set it in the YAML file.")
-        if not isinstance(self.data, list) or not all(isinstance(source, Mapping) for source in self.data):
-            raise ConfigError(f"data must be a list of sources, each with a name and a root, found {self.data!r}.")
+        for name in ("stage", *PATHS):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str | os.PathLike):
+                raise ConfigError(f"{name} must be a text, found {value!r}.")
+            if value is not None and name in PATHS:
+                setattr(self, name, os.path.expanduser(value))
+        check_sources("data", self.data)
         if self.weights is not None and not isinstance(self.weights, Mapping):
             raise ConfigError(f"weights must be a mapping of category to number, found {self.weights!r}.")
         if self.max_steps < 1:
@@ -181,6 +197,16 @@ class VirstTrainingArguments(TrainingArguments):
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}.")
         if self.load_in_4bit and not torch.cuda.is_available():
             raise ConfigError("load_in_4bit needs a CUDA device, and there is none here. Leave it out.")
+
+    def _check_best(self) -> None:
+        """The best checkpoint can be kept only if there is one of each step that is evaluated."""
+        evaluates, saves = (str(getattr(x, "value", x)) for x in (self.eval_strategy, self.save_strategy))
+        if evaluates == saves == "steps" and self.eval_steps != self.save_steps:
+            raise ConfigError(
+                f"eval_steps is {self.eval_steps:g} and save_steps is {self.save_steps:g}: give both the same value, "
+                "or the best of the evaluated models may not be among those that are saved. For evaluations without "
+                "a best checkpoint: load_best_model_at_end: false."
+            )
 
     @property
     def training_stage(self) -> TrainingStage:
@@ -197,7 +223,7 @@ class VirstTrainingArguments(TrainingArguments):
         known = [entry.name for entry in fields(Validation)]
         for name in self.validation:
             if name not in known:
-                raise ConfigError(f"validation has no {name!r}{_guess(name, known)}; it has {', '.join(known)}.")
+                raise ConfigError(f"validation has no {name!r}{_guess(str(name), known)}; it has {', '.join(known)}.")
         return Validation(**self.validation)
 
     @property
@@ -260,7 +286,7 @@ class TrainingArgumentParser(HfArgumentParser):
         if others:
             self.error(f"unknown option {others[0]}{_guess(others[0].lstrip('-'), self._known())}")
         if given.config is not None:
-            given = self.parse_args([*self._options(Path(given.config)), *(self._argv(argv))])
+            given = self.parse_args([*self._options(Path(given.config).expanduser()), *(self._argv(argv))])
         values = {name: value for name, value in vars(given).items() if name != "config"}
         try:
             return VirstTrainingArguments(**values)
@@ -291,9 +317,14 @@ class TrainingArgumentParser(HfArgumentParser):
         if not isinstance(content, dict):
             raise ConfigError(f"{path} must hold `key: value` lines, found a {type(content).__name__}.")
         known, options = self._known(), []
+        # Not by `fields`: the parser of Transformers writes other types there.
+        types = {name: str(kind) for name, kind in get_type_hints(VirstTrainingArguments).items()}
+        structured = {name for name, kind in types.items() if "list" in kind or "dict" in kind}
         for key, value in content.items():
             if key not in known:
                 raise ConfigError(f"{path} has the unknown key {key!r}{_guess(str(key), known)}.")
+            if isinstance(value, list | dict) and key not in structured:
+                raise ConfigError(f"{path}: {key} takes one value, found the {type(value).__name__} {value!r}.")
             if value is None or isinstance(value, list | dict):
                 self.set_defaults(**{key: value})
             else:

@@ -1,11 +1,12 @@
 """From the arguments to what training and the validation loss draw from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..data import CATALOG, CATEGORIES, CATEGORY_WEIGHTS, ClipTransform, Mixture, load
 from ..errors import DataError
 from .arguments import VirstTrainingArguments
+from .sources import check_sources
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,36 +19,39 @@ __all__ = ["describe_mixture", "load_sources", "training_mixture", "validation_m
 VALIDATION_SEED = 0
 
 
-def load_sources(args: VirstTrainingArguments, sources: Sequence[Mapping[str, Any]]) -> dict[str, "Dataset"]:
+def load_sources(
+    args: VirstTrainingArguments, sources: Sequence[Mapping[str, Any]], what: str = "data"
+) -> dict[str, "Dataset"]:
     """Load the sources that a run names. The main process makes the Arrow copies, the others read them.
 
     Args:
         args ([`VirstTrainingArguments`]): For `data_root`.
         sources (`Sequence[dict]`): Each with `name` and `root`; `split` is `"train"` when not given; `config` and
             options of the set where needed. A `weight` is left to the mixture.
+        what (`str`, *optional*, defaults to `"data"`): Where they stand, for messages.
 
     Returns:
         `dict[str, datasets.Dataset]`: Rows by a name of their own, such as `"shapes/rvos/train"`.
 
     Raises:
+        ConfigError: A source has no root, or a value of another type.
         DataError: A name is unknown, a root holds no such data, or the data have a defect; the message says which
             source it is.
     """
+    check_sources(what, sources)
     found: dict[str, Dataset] = {}
     with args.main_process_first(desc="data sets"):
         for number, source in enumerate(sources):
             options = {key: value for key, value in source.items() if key != "weight"}
-            name, root, split = options.pop("name", None), options.pop("root", None), options.pop("split", "train")
+            name, root, split = options.pop("name"), options.pop("root"), options.pop("split", "train")
             if name not in CATALOG:
                 raise DataError(
-                    f"Source {number} of data has the name {name!r}; expected one of {', '.join(CATALOG)}."
+                    f"Source {number} of {what} has the name {name!r}; expected one of {', '.join(CATALOG)}."
                 )
-            if root is None:
-                raise DataError(f"Source {number} of data, {name}, has no root: name the folder of the data set.")
             try:
                 rows = load(name, args.path(root), split, **options)
             except DataError as error:
-                raise DataError(f"Source {number} of data, {name}: {error}") from error
+                raise DataError(f"Source {number} of {what}, {name}: {error}") from error
             label = "/".join(str(part) for part in (name, options.get("config"), split) if part)
             copies = sum(1 for other in found if other == label or other.startswith(f"{label}#"))
             found[f"{label}#{copies + 1}" if copies else label] = rows
@@ -75,13 +79,12 @@ def training_mixture(args: VirstTrainingArguments, processor: "VirstProcessor") 
         frame_jitter=args.cache_features is None,
         fast_resize=args.fast_resize,
     )
-    inside = {name: source["weight"] for name, source in zip(sources, args.data, strict=True) if "weight" in source}
     return Mixture(
         sources,
         num_draws=args.max_steps * args.draws_per_step,
         seed=args.seed if args.data_seed is None else args.data_seed,
         weights=_weights(sources) if args.weights is None else args.weights,
-        source_weights=inside or None,
+        source_weights=_weights_inside(sources, args.data),
         expressions_per_clip=args.expressions_per_clip,
         transform=transform,
     )
@@ -106,12 +109,17 @@ def validation_mixture(
     plan = args.validation_plan
     if plan is None:
         return None
-    sources = load_sources(args, plan.data) if plan.data else _by_category(rows)
+    sources = load_sources(args, plan.data, "validation data") if plan.data else _by_category(rows)
     transform = ClipTransform(
         processor, supervise=args.training_stage.supervise, jitter=False, fast_resize=args.fast_resize
     )
     return Mixture(
-        sources, num_draws=plan.samples, seed=VALIDATION_SEED, weights=_weights(sources), transform=transform
+        sources,
+        num_draws=plan.samples,
+        seed=VALIDATION_SEED,
+        weights=_weights(sources),
+        source_weights=_weights_inside(sources, plan.data or []),
+        transform=transform,
     )
 
 
@@ -125,9 +133,16 @@ def _by_category(rows: "Dataset") -> dict[str, "Dataset"]:
     }
 
 
+def _weights_inside(names: Iterable[str], sources: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """The weights that the sources state: all of them or none."""
+    weights = [source["weight"] for source in sources if "weight" in source]
+    return dict(zip(names, weights, strict=True)) if weights else None
+
+
 def _weights(sources: Mapping[str, "Dataset"]) -> dict[str, float]:
     """The weights of the paper, of the categories that are there."""
-    present = {row for rows in sources.values() for row in set(rows["category"])}
+    # One look through a column; as a list it would hold a text for each of a million rows.
+    present = {category for rows in sources.values() for category in rows.unique("category")}
     return {category: weight for category, weight in CATEGORY_WEIGHTS.items() if category in present}
 
 

@@ -1,7 +1,7 @@
 """`VirstTrainer`: the Trainer of Transformers, with the few things that VIRST does otherwise."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ..processing_virst import VirstProcessor
 from .arguments import VirstTrainingArguments
 from .checkpoints import StagedCheckpoints
 from .ordered_gradients import order_gradients
+from .step_batches import StepBatches
 from .validation import ScoreBar, SplitValidation
 
 __all__ = ["LOSS_PARTS", "VirstTrainer"]
@@ -115,6 +116,13 @@ class VirstTrainer(StagedCheckpoints):
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, ScoreBar) and callback.training_bar is not None:
                     callback.training_bar.close()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[StepBatches, None]:
+        """The micro-batches of a step, read as they are needed; and no count of their tokens, as the loss takes
+        none."""
+        return StepBatches(epoch_iterator, num_batches), None
 
     # --- losses ------------------------------------------------------------------------------------------------------
     def compute_loss(
