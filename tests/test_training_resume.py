@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import torch
 from training_fixtures import ROOT, Workspace, example, log_of, losses
 
-from virst_hf.errors import CheckpointError
+from virst_hf.errors import CheckpointError, ConfigError
+from virst_hf.training import VirstTrainer
 from virst_hf.training.checkpoints import STAGING, check_run, find_checkpoint, move_into_place, note_run, sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread", "work_cache")
@@ -142,8 +144,12 @@ def test_resume_refuses_other_data(work, tmp_path, capsys):
         return example().main(["--config", str(path)])
 
     assert run() == 0
+    other = shutil.copytree(work.model, tmp_path / "other")
     for changes, message in (
         ({"seed": 4}, "was written with mixture"),
+        ({"seed": 4, "data_seed": 3}, "was written with seed 3, and this run has 4"),
+        ({"fast_resize": True}, "was written with fast_resize False, and this run has True"),
+        ({"model": str(other)}, f"was written with model '{work.model}', and this run has '{other}'"),
         ({"gradient_accumulation_steps": 2}, "was written with draws_per_step 1, and this run has 2"),
         ({"stage": "few_image", "allow_missing_stage": True}, "was written with stage 'alignment'"),
     ):
@@ -158,12 +164,81 @@ def test_what_is_found_to_go_on_from(tmp_path):
     for name in ("checkpoint-2", "checkpoint-10", f"{STAGING}/checkpoint-12", "checkpoint-x"):
         (tmp_path / name).mkdir(parents=True)
     assert find_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    with pytest.raises(CheckpointError, match="is no checkpoint of a run"):
-        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-2"))
-    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text("{}")
-    assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-2")) == str(tmp_path / "checkpoint-2")
+    for content in (None, "{}", "{"):
+        if content is not None:
+            (tmp_path / "checkpoint-10" / "trainer_state.json").write_text(content)
+        with pytest.raises(CheckpointError, match="is no checkpoint of a run"):
+            find_checkpoint(tmp_path, str(tmp_path / "checkpoint-10"))
+    write_state(tmp_path / "checkpoint-10")
+    assert find_checkpoint(tmp_path, str(tmp_path / "checkpoint-10")) == str(tmp_path / "checkpoint-10")
     sweep(tmp_path)
     assert not (tmp_path / STAGING).exists() and (tmp_path / "checkpoint-10").exists()
+
+
+def write_state(checkpoint: Path) -> None:
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    step = int(checkpoint.name.split("-")[1])
+    # As after a step in float16 without a number: Python reads what it has written.
+    state = {"global_step": step, "log_history": [{"grad_norm": float("inf")}]}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+
+
+def test_an_earlier_checkpoint_is_refused_while_there_are_later_ones(tmp_path):
+    run = tmp_path / "run"
+    for step in (10, 20, 100):
+        write_state(run / f"checkpoint-{step}")
+    message = r"has later checkpoints than .*checkpoint-10: checkpoint-20, checkpoint-100\. Move them elsewhere"
+    with pytest.raises(ConfigError, match=message):
+        find_checkpoint(run, str(run / "checkpoint-10"))
+    with pytest.raises(ConfigError, match=message):
+        find_checkpoint(run, os.path.relpath(run / "checkpoint-10"))
+    assert find_checkpoint(tmp_path / "new", str(run / "checkpoint-10")) == str(run / "checkpoint-10")
+    write_state(tmp_path / "new" / "checkpoint-5")
+    with pytest.raises(ConfigError, match="has other checkpoints than .*checkpoint-10: checkpoint-5"):
+        find_checkpoint(tmp_path / "new", str(run / "checkpoint-10"))
+    for step in (20, 100):
+        (run / f"checkpoint-{step}").rename(tmp_path / f"checkpoint-{step}")
+    assert find_checkpoint(run, str(run / "checkpoint-10")) == str(run / "checkpoint-10")
+
+
+def test_the_trainer_refuses_an_earlier_checkpoint(work, tmp_path, capsys):
+    config = str(work.config(tmp_path / "run", data=work.sources("rvos"), max_steps=2, save_steps=1))
+    assert example().main(["--config", config]) == 0
+    earlier = str(tmp_path / "run" / "checkpoint-1")
+    assert example().main(["--config", config, "--resume_from_checkpoint", earlier]) == 2
+    assert "has later checkpoints than" in capsys.readouterr().err
+    shutil.move(tmp_path / "run" / "checkpoint-2", tmp_path / "kept")
+    assert example().main(["--config", config, "--resume_from_checkpoint", earlier]) == 0
+    names = ("adapter_model.safetensors", "trained_modules.safetensors")
+    files = [[(tmp_path / f / name).read_bytes() for name in names] for f in ("kept", "run/checkpoint-2")]
+    assert files[0] == files[1]
+
+
+def test_the_best_checkpoint_is_found_where_the_run_is_now(work, tmp_path, monkeypatch):
+    """Its folder is moved, and then named by a relative path."""
+    plan = {"validation": {"data": work.sources("rvos"), "samples": 1}, "save_steps": 1}
+    path = work.config(tmp_path / "run", data=work.sources("rvos"), max_steps=2, **plan)
+    scores = iter([1.0, 2.0, 3.0, 4.0])
+    inner = VirstTrainer.evaluation_loop
+
+    def scored(self, *args, **kwargs):
+        output = inner(self, *args, **kwargs)
+        output.metrics["eval_loss"] = next(scores)
+        return output
+
+    monkeypatch.setattr(VirstTrainer, "evaluation_loop", scored)
+    assert example().main(["--config", str(path)]) == 0
+    (tmp_path / "run").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert example().main(["--config", str(path), "--output_dir", "./moved", "--max_steps", "4"]) == 0
+    kept = sorted(folder.name for folder in (tmp_path / "moved").glob("checkpoint-*"))
+    assert kept == ["checkpoint-1", "checkpoint-4"]
+    state = json.loads((tmp_path / "moved" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert (state["best_global_step"], state["best_model_checkpoint"]) == (1, "moved/checkpoint-1")
+    best, final = (
+        (tmp_path / "moved" / name / "trained_modules.safetensors").read_bytes() for name in kept[:1] + ["final"]
+    )
+    assert best == final
 
 
 def test_a_folder_replaces_one_of_its_name(tmp_path):
@@ -180,6 +255,15 @@ def test_facts_of_a_run(tmp_path):
     check_run(tmp_path, {"stage": "alignment", "draws_per_step": 16})
     with pytest.raises(CheckpointError, match="draws_per_step 16, and this run has 8"):
         check_run(tmp_path, {"draws_per_step": 8})
+    check_run(tmp_path, {"stage": "alignment", "seed": 3, "model": "mine"})  # it is of a version without these
+    note_run(tmp_path, {"model": str(tmp_path), "cached_features": False})
+    check_run(tmp_path, {"model": str(tmp_path)})
+    with pytest.raises(CheckpointError, match="with model .* and this run has 'mine'"):
+        check_run(tmp_path, {"model": "mine"})
+    with pytest.raises(CheckpointError, match="with cached_features False"):
+        check_run(tmp_path, {"cached_features": True})
+    note_run(tmp_path, {"model": str(tmp_path / "gone")})
+    check_run(tmp_path, {"model": str(tmp_path)})  # it has been moved
     (tmp_path / "run.json").write_text(json.dumps([1]))
     with pytest.raises(CheckpointError, match="stage None"):
         check_run(tmp_path, {"stage": "alignment"})

@@ -45,6 +45,8 @@ __all__ = [
     "base_of",
     "check_is_new",
     "find_adapter",
+    "find_file",
+    "full_name",
     "has_lora",
     "is_adapter",
     "load_adapter",
@@ -268,27 +270,40 @@ def find_adapter(name: str | os.PathLike | None, **hub_options: Any) -> Path | N
     Raises:
         CheckpointError: It is an adapter on the Hub, and a file of it is missing there.
     """
-    if name is None:
-        return None
-    folder = Path(name).expanduser()
-    # Of a name that cannot be on the Hub the client would complain in its own words.
-    if folder.exists() or str(name).count("/") > 1 or not str(name)[:1].isalnum():
-        return folder if is_adapter(folder) else None
-    silent = {
-        f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")
-    }
-    try:
-        found = cached_file(str(name), INFO_FILE, **hub_options, **silent)
-    except OSError:  # no such repository: loading a model of that name will say so
-        return None
-    if found is None:
-        return None
+    found = None if name is None else find_file(name, INFO_FILE, **hub_options)
+    if found is None or Path(name).expanduser().exists():
+        return None if found is None else found.parent
     try:
         for part in ("config.json", PEFT_CONFIG, PEFT_TENSORS, TENSORS_FILE):
             cached_file(str(name), part, **hub_options)
     except OSError as error:
         raise CheckpointError(f"The adapter {name} cannot be fetched from the Hub: {error}") from error
-    return Path(found).parent
+    return found.parent
+
+
+def find_file(name: str | os.PathLike, file: str, **hub_options: Any) -> Path | None:
+    """A small file of a model that not every model has, fetched from the Hub if it is there.
+
+    Args:
+        name (`str` or `os.PathLike`): A folder, or a name on the Hub.
+        file (`str`): Name of the file.
+        **hub_options: Of [`~transformers.utils.cached_file`], such as `revision` and `token`.
+
+    Returns:
+        `pathlib.Path` or `None`: The file, if there is one.
+    """
+    folder = Path(name).expanduser()
+    # Of a name that cannot be on the Hub the client would complain in its own words.
+    if folder.exists() or str(name).count("/") > 1 or not str(name)[:1].isalnum():
+        return folder / file if (folder / file).is_file() else None
+    silent = {
+        f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")
+    }
+    try:
+        found = cached_file(str(name), file, **hub_options, **silent)
+    except OSError:  # no such repository: loading a model of that name will say so
+        return None
+    return None if found is None else Path(found)
 
 
 def adapter_info(folder: str | os.PathLike) -> AdapterInfo:
@@ -376,7 +391,7 @@ def save_adapter(
     if not has_lora(model):
         raise CheckpointError("This model has no LoRA, so there is no adapter to save: use save_pretrained.")
     lora, modules = _trained_tensors(model, model.state_dict() if state_dict is None else state_dict)
-    info = AdapterInfo(_absolute(base), stage.name, (*history, stage.name), tuple(stage.trains))
+    info = AdapterInfo(full_name(base), stage.name, (*history, stage.name), tuple(stage.trains))
     with new_folder(folder, "adapter") as partial:
         config = copy.deepcopy(model.config)
         # Of the base as it was held in training: the adapter is for the base itself.
@@ -417,9 +432,16 @@ def _trained_tensors(
     return lora, modules
 
 
-def _absolute(base: str) -> str:
-    """A folder by its full path, so that the adapter finds it from anywhere; a name on the Hub as it is."""
-    return str(Path(base).expanduser().resolve()) if Path(base).expanduser().is_dir() else base
+def full_name(model: str) -> str:
+    """A name of a model that holds everywhere.
+
+    Args:
+        model (`str`): A folder, or a name on the Hub.
+
+    Returns:
+        `str`: The folder by its full path; a name on the Hub as it is.
+    """
+    return str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
 
 
 def check_is_new(folder: str | os.PathLike, what: str) -> Path:

@@ -8,6 +8,7 @@ OUT/final/               what the next stage starts from, and `virst segment --m
 """
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,19 +20,26 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
+from transformers.utils import logging
 
 from ..data.files import read_json
-from ..errors import CheckpointError, DataError
+from ..errors import CheckpointError, ConfigError, DataError
 from ..rendering import write_json
-from .weights import read_weights, write_weights
+from .weights import origin_of, read_weights, same_model, write_weights
 
 __all__ = ["STAGING", "StagedCheckpoints", "find_checkpoint", "move_into_place", "sweep"]
 
+logger = logging.get_logger(__name__)
+
 # Its name is not that of a checkpoint: nothing that looks for one finds it.
 STAGING = ".saving"
-RUN_FILE = "run.json"
+RUN_FILE, STATE_FILE = "run.json", "trainer_state.json"
+# Facts that checkpoints of the first versions do not have.
+ADDED_FACTS = ("seed", "model", "fast_resize", "cached_features")
 # torch's writer tells of a full disk by a RuntimeError of its own.
 TORCH_WRITER = ("PytorchStreamWriter", "unexpected pos", "inline_container", "file write failed", "basic_ios")
+# A full disk, a quota, and the largest size of a file.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sweep(output_dir: str | os.PathLike) -> None:
@@ -55,12 +63,55 @@ def find_checkpoint(output_dir: str | os.PathLike, wanted: str | None = None) ->
 
     Raises:
         CheckpointError: The one that is wanted is none.
+        ConfigError: There are later ones than it.
     """
     if wanted is not None:
-        if not (Path(wanted) / "trainer_state.json").is_file():
-            raise CheckpointError(f"{wanted} is no checkpoint of a run: it has no trainer_state.json.")
+        check_is_last(output_dir, wanted)
         return str(Path(wanted))
     return get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
+
+
+def check_is_last(output_dir: str | os.PathLike, wanted: str | os.PathLike) -> None:
+    """Refuse to go on from a checkpoint where there are later ones: of old and new ones together the lower numbers,
+    which are the new ones, would be deleted, and the next start would go on from the old ones.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Folder of the run.
+        wanted (`str` or `os.PathLike`): The checkpoint to go on from.
+
+    Raises:
+        CheckpointError: It is no checkpoint.
+        ConfigError: There are later ones in the folder of the run, or any at all where it is not in that folder.
+    """
+    folder, wanted = Path(output_dir), Path(wanted)
+    try:
+        step = json.loads((wanted / STATE_FILE).read_text(encoding="utf-8"))["global_step"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{wanted} is no checkpoint of a run: it has no whole {STATE_FILE} ({error})."
+        ) from error
+    numbers = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    inside = is_same_folder(folder, wanted.parent)
+    others = sorted(int(n) for n in numbers if n.isdecimal() and (not inside or int(n) > step))
+    if others:
+        raise ConfigError(
+            f"{output_dir} has {'later' if inside else 'other'} checkpoints than {wanted}: "
+            f"{', '.join(f'checkpoint-{n}' for n in others)}. Move them elsewhere, or give another output_dir, to go "
+            "on from that one. Without --resume_from_checkpoint the run goes on from its last."
+        )
+
+
+def is_same_folder(one: Path, other: Path) -> bool:
+    """Whether two paths are one folder.
+
+    Args:
+        one (`pathlib.Path`): A path.
+        other (`pathlib.Path`): Another.
+
+    Returns:
+        `bool`: Whether both are there, and the same.
+    """
+    return one.is_dir() and other.is_dir() and os.path.samefile(one, other)
 
 
 def move_into_place(staged: Path, target: Path) -> None:
@@ -112,10 +163,30 @@ def explain_failed_save(output_dir: str | os.PathLike, what: str) -> Iterator[No
         sweep(output_dir)
         last = get_last_checkpoint(str(output_dir))
         kept = f"{last} is whole" if last else "there is no earlier one"
+        advice = "Make room" if lacks_room(error) else "Mend that"
         raise CheckpointError(
-            f"{what} could not be written to {output_dir}: {text}. Make room, then give the same command again "
+            f"{what} could not be written to {output_dir}: {text}. {advice}, then give the same command again "
             f"({kept})."
         ) from error
+
+
+def lacks_room(error: BaseException) -> bool:
+    """Whether a file could not be written because there was no room for it.
+
+    Args:
+        error (`BaseException`): Of the writer, or one that was raised from it.
+
+    Returns:
+        `bool`: Whether it says so. torch's writer says only that it could not go on, which is taken for that.
+    """
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return True
+    if isinstance(error, SafetensorError) and any(f"(os error {number})" in text for number in NO_ROOM):
+        return True
+    if isinstance(error, RuntimeError) and any(part in text for part in TORCH_WRITER):
+        return True
+    return error.__cause__ is not None and lacks_room(error.__cause__)
 
 
 def note_run(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -145,7 +216,9 @@ def check_run(folder: str | os.PathLike, facts: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{folder} is no checkpoint of VirstTrainer: {error}") from error
     for name, value in facts.items():
         before = found.get(name) if isinstance(found, dict) else None
-        if before != value:
+        if isinstance(found, dict) and name not in found and name in ADDED_FACTS:
+            continue
+        if before != value and not (name == "model" and isinstance(before, str) and same_model(before, value)):
             raise CheckpointError(
                 f"{folder} was written with {name} {before!r}, and this run has {value!r}. Go on with the arguments "
                 "of the first run, or choose another output_dir to start a new one."
@@ -165,25 +238,51 @@ class StagedCheckpoints(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._saving = False
+        self._resumed: Path | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
         """What must be the same when a run goes on."""
-        mixture = self.train_dataset.fingerprint()
-        return {"stage": self.args.stage, "mixture": mixture, "draws_per_step": self.args.draws_per_step}
+        return {
+            "stage": self.args.stage,
+            "mixture": self.train_dataset.fingerprint(),
+            "draws_per_step": self.args.draws_per_step,
+            "seed": self.args.seed,
+            "model": origin_of(self.model, self.args).name,
+            # Both change the pixels. Where the features are kept does not matter.
+            "fast_resize": self.args.fast_resize,
+            "cached_features": self.args.cache_features is not None,
+        }
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
         """Train, from a checkpoint of the same run where one is given.
 
         Raises:
             CheckpointError: A checkpoint cannot be read or written, or is of another run.
+            ConfigError: There are later checkpoints than the one that is given.
         """
         if self.args.should_save:
             sweep(self.args.output_dir)
         self.accelerator.wait_for_everyone()
+        self._resumed = None
         if resume_from_checkpoint is not None:
+            check_is_last(self.args.output_dir, resume_from_checkpoint)
             check_run(resume_from_checkpoint, self.facts)
+            self._resumed = Path(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, **kwargs)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """As the Trainer's. The best checkpoint is beside the one that the run goes on from, and not where its path
+        says: the folder may have been moved, or be spelled in another way."""
+        counts = super()._init_training_state(*args, **kwargs)
+        if self._resumed is not None and self.state.best_global_step:
+            folder, best = Path(self.args.output_dir), f"checkpoint-{self.state.best_global_step}"
+            folder = folder if is_same_folder(folder, self._resumed.parent) else self._resumed.parent
+            found = str(folder / best) if (folder / best).is_dir() else None
+            if found is not None and self.state.best_model_checkpoint is None:
+                logger.warning(f"The best checkpoint was moved with its folder, and is taken from there: {found}")
+            self.state.best_model_checkpoint = found
+        return counts
 
     def _get_output_dir(self, trial: Any = None) -> str:
         folder = super()._get_output_dir(trial)
@@ -226,16 +325,24 @@ class StagedCheckpoints(Trainer):
         return folder / "final"
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self.args.should_save:
-            write_weights(
-                self.model, Path(output_dir or self.args.output_dir), self.args, self.processing_class, state_dict
-            )
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        try:
+            write_weights(self.model, folder, self.args, self.processing_class, state_dict)
+        except CheckpointError as error:
+            if not self.is_deepspeed_enabled:
+                raise
+            # There the Trainer takes a ValueError, which ours is, for weights that were not gathered, and writes again
+            # without any: the second error would hide this one.
+            raise OSError(str(error)) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        read_weights(self.model if model is None else model, resume_from_checkpoint)
+        model = self.model if model is None else model
+        read_weights(model, resume_from_checkpoint, origin_of(self.model, self.args).base)
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
-            read_weights(self.model, self.state.best_model_checkpoint)
+            read_weights(self.model, self.state.best_model_checkpoint, origin_of(self.model, self.args).base)

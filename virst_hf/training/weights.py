@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from ..adapters import (
     adapter_info,
     base_of,
     find_adapter,
+    find_file,
+    full_name,
     has_lora,
     is_adapter,
     load_adapter,
@@ -35,7 +38,65 @@ from .stages import prepare_model
 if TYPE_CHECKING:
     from ..processing_virst import VirstProcessor
 
-__all__ = ["load_training_model", "read_weights", "stages_of", "write_weights"]
+__all__ = ["Origin", "load_training_model", "origin_of", "read_weights", "same_model", "stages_of", "write_weights"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """
+    What a run started from. It is read once: the folder may change or go while the run goes on.
+
+    Args:
+        name (`str`): The model that the run was given: a full path, or a name on the Hub.
+        base (`str`): The full model under it; the same, or what an adapter folder names.
+        history (`tuple[str, ...]`): The stages it had been through.
+
+    Example:
+
+    ```python
+    >>> from virst_hf.training.weights import Origin
+    >>> Origin("me/aligned", "me/virst", ("alignment",)).base
+    'me/virst'
+
+    ```
+    """
+
+    name: str
+    base: str
+    history: tuple[str, ...]
+
+
+def origin_of(model: VirstForVideoSegmentation, args: VirstTrainingArguments) -> Origin:
+    """What a run started from.
+
+    Args:
+        model ([`VirstForVideoSegmentation`]): Its model, of `load_training_model` or made by other means.
+        args ([`VirstTrainingArguments`]): The run.
+
+    Returns:
+        [`Origin`]: As it was when the model was loaded; for a model made by other means as it is now.
+
+    Raises:
+        CheckpointError: What the model of `args` says of itself is damaged.
+    """
+    origin = getattr(model, "origin", None)
+    if origin is None:
+        history, base = stages_of(args.model)
+        origin = model.origin = Origin(full_name(args.model), full_name(base or args.model), tuple(history))
+    return origin
+
+
+def same_model(before: str, now: str) -> bool:
+    """Whether two names are of one model, as far as can be told.
+
+    Args:
+        before (`str`): A full path or a name on the Hub, as it was written down.
+        now (`str`): The same of today.
+
+    Returns:
+        `bool`: Whether they are equal, or `before` is a folder that is gone: then it has been moved.
+    """
+    return before == now or (Path(before).is_absolute() and not Path(before).exists())
 
 
 def stages_of(name: str | os.PathLike) -> tuple[list[str], str | None]:
@@ -53,8 +114,8 @@ def stages_of(name: str | os.PathLike) -> tuple[list[str], str | None]:
     adapter = find_adapter(name)
     if adapter is not None:
         return list(adapter_info(adapter).history), base_of(adapter)
-    path = Path(name) / STAGE_FILE
-    if not path.is_file():
+    path = find_file(name, STAGE_FILE)
+    if path is None:
         return [], None
     try:
         return [str(name) for name in read_json(path)["history"]], None
@@ -104,6 +165,7 @@ def load_training_model(args: VirstTrainingArguments) -> tuple[VirstForVideoSegm
             parameter.data = parameter.data.float()
     if mixed and adapter is not None and has_lora(model):
         load_adapter(model, adapter, trainable=True)  # again: the first time it was rounded to the base's type
+    model.origin = Origin(full_name(name), full_name(base or name), tuple(history))
     if args.cache_features is not None:
         use_cached_features(model, args.cache_features)
     return model, counts
@@ -159,14 +221,14 @@ def write_weights(
         processor ([`VirstProcessor`]): Saved beside it.
         state_dict (`dict[str, torch.Tensor]`, *optional*): Weights that were gathered from several processes.
     """
-    history, base = stages_of(args.model)
+    origin = origin_of(model, args)
     if args.training_stage.lora is None:
         model.save_pretrained(folder, state_dict=state_dict)
         processor.save_pretrained(folder)
-        write_json(folder / STAGE_FILE, {"history": [*history, args.stage]})
+        write_json(folder / STAGE_FILE, {"history": [*origin.history, args.stage]})
     else:
         parts = folder.with_name(f"{folder.name}-weights")
-        save_adapter(model, parts, base or args.model, args.training_stage, state_dict, processor, history)
+        save_adapter(model, parts, origin.base, args.training_stage, state_dict, processor, origin.history)
         folder.mkdir(parents=True, exist_ok=True)
         for path in parts.iterdir():
             path.replace(folder / path.name)
@@ -174,23 +236,32 @@ def write_weights(
     (folder / "training_args.json").write_text(args.to_json_string(), encoding="utf-8")
 
 
-def read_weights(model: VirstForVideoSegmentation, folder: str | os.PathLike) -> None:
+def read_weights(model: VirstForVideoSegmentation, folder: str | os.PathLike, base: str | None = None) -> None:
     """Read what `write_weights` wrote, into the model of the same stage.
 
     Args:
         model ([`VirstForVideoSegmentation`]): The model.
         folder (`str` or `os.PathLike`): A checkpoint.
+        base (`str`, *optional*): The full model that the run stands on: the adapter must be of the same.
 
     Raises:
-        CheckpointError: It does not fit the model, or cannot be read.
+        CheckpointError: It does not fit the model, is of another base, or cannot be read.
     """
     try:
         if is_adapter(folder):
+            found = adapter_info(folder).base
+            if base is not None and not same_model(found, base):
+                raise CheckpointError(
+                    f"The adapter {folder} belongs to the model {found}, and this run stands on {base}. Go on with "
+                    "the model of the first run."
+                )
             load_adapter(model, folder, trainable=True)
         elif (Path(folder) / "model.safetensors").is_file():
             model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
         else:
             load_sharded_checkpoint(model, str(folder))
-    # torch raises RuntimeError for names and shapes that do not fit.
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except CheckpointError:
+        raise
+    # torch raises RuntimeError for names and shapes that do not fit, Transformers ValueError where there are no files.
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"The weights of {folder} cannot be read: {' '.join(str(error).split())}") from error
