@@ -1,7 +1,7 @@
 """Clips as the trained tower and SAM encoder see them, kept on disk: the steps after that encode nothing."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,49 +13,67 @@ from torch.nn import functional as F
 from tower import merged_shares, object_shares
 from tqdm import tqdm
 
-from virst_hf import VirstForVideoSegmentation
+from virst_hf.modules.segmenter import VirstSegmenter
+from virst_hf.modules.vision_tower import VirstVisionTower
 
-__all__ = ["GRID", "PAST", "VIDEO_TOKENS", "EncodedClips", "encode_clips"]
+__all__ = ["GRID", "PAST", "VIDEO_TOKENS", "EncodedClips", "write_maps", "write_tokens"]
 
 VIDEO_TOKENS = NUM_FRAMES * FRAME_TOKENS
 # Cells of SAM's stride-16 map along a side.
 GRID = SEGMENTER_SIDE // 16
 # Numbers about the past of an object: see `EncodedClips.past`.
 PAST = 12
+# Clips that are encoded together.
+BATCH = 4
 
 
-def encode_clips(folder: Path, name: str, model: VirstForVideoSegmentation, batch: int = 4) -> None:
-    """Write the merged tokens of all clips, the objects' shares of them, and SAM's stride-16 maps.
+def write_tokens(folder: Path, name: str, tower: VirstVisionTower) -> None:
+    """Write the merged tokens of all clips, and the objects' shares of them; nothing where they are there."""
+    clips, heads = Clips(folder, name), tower.config.num_attention_heads
 
-    Does nothing where they are there.
-    """
-    if (folder / f"{name}.maps.npy").is_file():
+    def encode(chosen: list[int]) -> tuple[Tensor, ...]:
+        seen = tower(clips.frames("vision", chosen).flatten(0, 1)[:, None])
+        return merged_shares(seen, object_shares(clips.objects(chosen).flatten(0, 1)), heads)
+
+    shapes = {"owners": (VIDEO_TOKENS, MOST_OBJECTS), "tokens": (VIDEO_TOKENS, tower.config.hidden_size)}
+    _write(folder, name, len(clips), shapes, lambda chosen: reversed(encode(chosen)))
+
+
+def write_maps(folder: Path, name: str, segmenter: VirstSegmenter) -> None:
+    """Write SAM's stride-16 maps of all clips; nothing where they are there."""
+    clips = Clips(folder, name)
+
+    def encode(chosen: list[int]) -> tuple[Tensor, ...]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return (segmenter.image_encoder(clips.frames("segmenter", chosen).flatten(0, 1))[-1],)
+
+    _write(folder, name, len(clips), {"maps": (NUM_FRAMES, segmenter.config.hidden_size, GRID, GRID)}, encode)
+
+
+def _write(
+    folder: Path,
+    name: str,
+    count: int,
+    shapes: dict[str, tuple[int, ...]],
+    encode: Callable[[list[int]], Iterable[Tensor]],
+) -> None:
+    """Write what `encode` gives for a few clips at a time, one array for each of `shapes`."""
+    paths = {key: folder / f"{name}.{key}.npy" for key in shapes}
+    if all(path.is_file() for path in paths.values()):
         return
-    clips, tower, segmenter = Clips(folder, name), model.model.vision_tower, model.model.segmenter
-    count, channels = len(clips), segmenter.config.hidden_size
-    shapes = {
-        "tokens": (count, VIDEO_TOKENS, tower.config.hidden_size),
-        "owners": (count, VIDEO_TOKENS, MOST_OBJECTS),
-        "maps.partial": (count, NUM_FRAMES, channels, GRID, GRID),
-    }
+    partial = {key: path.with_name(f"{path.name}.partial") for key, path in paths.items()}
     arrays = {
-        key: np.lib.format.open_memmap(folder / f"{name}.{key}.npy", "w+", np.float16, shape)
+        key: np.lib.format.open_memmap(partial[key], "w+", np.float16, (count, *shape))
         for key, shape in shapes.items()
     }
-    heads = tower.config.num_attention_heads
     with torch.no_grad():
-        for start in tqdm(range(0, count, batch), desc=f"encoding, {name}", unit="batch"):
-            chosen = list(range(start, min(start + batch, count)))
-            seen = tower(clips.frames("vision", chosen).flatten(0, 1)[:, None])
-            merged, shares = merged_shares(seen, object_shares(clips.objects(chosen).flatten(0, 1)), heads)
-            with torch.autocast("cpu", torch.bfloat16):
-                maps = segmenter.image_encoder(clips.frames("segmenter", chosen).flatten(0, 1))[-1]
-            for key, values in zip(arrays, (merged, shares, maps), strict=True):
-                arrays[key][chosen] = values.float().numpy().reshape(len(chosen), *shapes[key][1:])
-    for array in arrays.values():
+        for start in tqdm(range(0, count, BATCH), desc=f"{', '.join(shapes)} of {name}", unit="batch"):
+            chosen = list(range(start, min(start + BATCH, count)))
+            for (key, shape), values in zip(shapes.items(), encode(chosen), strict=True):
+                arrays[key][chosen] = values.float().numpy().reshape(len(chosen), *shape)
+    for key, array in arrays.items():
         array.flush()
-    # Under its name only when all are whole.
-    os.replace(folder / f"{name}.maps.partial.npy", folder / f"{name}.maps.npy")
+        os.replace(partial[key], paths[key])
 
 
 class EncodedClips(Clips):

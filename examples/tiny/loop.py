@@ -57,7 +57,7 @@ def pretrain(
     if done.is_file():
         parts.load_state_dict(torch.load(done, weights_only=True))
         return
-    named = list(parts.named_parameters())
+    named = [(key, p) for key, p in parts.named_parameters() if p.requires_grad]
     turned = [p for key, p in named if p.ndim == 2 and matrices(key)]
     others = [p for key, p in named if not (p.ndim == 2 and matrices(key))]
     optimizers: list[torch.optim.Optimizer] = [
@@ -106,7 +106,7 @@ def _average_gradients(parts: nn.ModuleDict) -> None:
     """Over all processes, in one message."""
     if not distributed.is_initialized():
         return
-    parameters = list(parts.parameters())
+    parameters = [p for p in parts.parameters() if p.requires_grad]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     joined = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(joined)

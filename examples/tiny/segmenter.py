@@ -40,20 +40,24 @@ class SegmenterTraining:
         model ([`VirstForVideoSegmentation`]): Its segmenter is trained.
         train ([`Clips`]): Clips to learn from.
         held_out ([`Clips`]): Clips to be scored on.
+        tracking (`bool`): Whether to train on clips alone, with the image encoder as it is: a step then takes half
+            the time, and what is left to be learned is what memory does.
     """
 
-    def __init__(self, model: VirstForVideoSegmentation, train: Clips, held_out: Clips) -> None:
+    def __init__(self, model: VirstForVideoSegmentation, train: Clips, held_out: Clips, tracking: bool) -> None:
         self.segmenter: VirstSegmenter = model.model.segmenter
-        self.segmenter.train_encoder = True
+        self.tracking = tracking
+        self.segmenter.train_encoder = not tracking
+        self.segmenter.image_encoder.requires_grad_(not tracking)
         self.train, self.held_out = train, held_out
         width = self.segmenter.config.hidden_size
         look = nn.Linear(width, 1 + len(COLOR_NAMES) + len(FORM_NAMES))
         self.parts = nn.ModuleDict({"segmenter": self.segmenter, "look": look})
 
     def losses(self, step: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
-        """The loss terms of a step: still frames and clips in turn."""
+        """The loss terms of a step: still frames and clips in turn, or clips alone."""
         choice = random.Random(int(rng.integers(2**62)))
-        if step % 2 == 0 or step < CLIPS_FROM:
+        if not self.tracking and (step % 2 == 0 or step < CLIPS_FROM):
             clips, frames = rng.integers(0, len(self.train), STILLS), rng.integers(0, NUM_FRAMES, STILLS)
             return self.stills(self.train, clips, frames, choice)[0]
         return self.clips(self.train, rng.integers(0, len(self.train), CLIPS), choice)[0]
@@ -70,7 +74,8 @@ class SegmenterTraining:
     def encode(self, pixels: Tensor) -> FrameFeatures:
         """Features of normalised frames `(frames, 3, side, side)`."""
         # On CPUs the way back through fused attention in bfloat16 takes longer than all else.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        grad = torch.set_grad_enabled(torch.is_grad_enabled() and not self.tracking)
+        with grad, torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             stride4, stride8, top = (level.float() for level in self.segmenter.image_encoder(pixels))
         decoder = self.segmenter.sam_mask_decoder
         return FrameFeatures(top, decoder.conv_s1(stride8), decoder.conv_s0(stride4))

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 import yaml
 from clips import Clips, make_clips
-from encoded import EncodedClips, encode_clips
+from encoded import EncodedClips, write_maps, write_tokens
+from joint import JointTraining
 from language import LanguageTraining
 from loop import pretrain
 from model import tiny_model, tiny_processor
@@ -34,15 +35,19 @@ from virst_hf.data.shapes_maker import make_shapes
 from virst_hf.loading import merge_adapter
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("tower", "segmenter", "encode", "language")
+PARTS = ("tower", "segmenter", "tracking", "maps", "language", "joint")
 STAGES = ("alignment", "few_image", "propagation")
 CLIPS = {"train": 8000, "held_out": 200}
-STEPS = {"tower": 2400, "segmenter": 2600, "language": 4000}
+STEPS = {"tower": 2400, "segmenter": 2600, "tracking": 1200, "language": 3000, "joint": 1500}
 # Videos on disk for the stages: the Shapes benchmark's own splits, of another seed than its default.
 VIDEOS = {"train": 1500, "valid": 30}
 SEED = 7
-# What Muon trains of tower and segmenter; of the language part it is every matrix but embeddings and heads.
+# Whose matrices Muon trains, of tower and segmenter.
 TRUNK = ("trunk.blocks", "transformer", "memory_attention", "mlp")
+# The same of the language model and the fusions, by their names in both parts.
+BLOCKS = ("text.layers", "language_model.layers", "fusion.", "prompter.", "prompt_decoder.")
+# Of AdamW and of Muon, where everything has learned something already.
+JOINT_RATES = (5e-4, 1e-3)
 
 
 def main() -> None:
@@ -63,8 +68,9 @@ def train(folder: Path, scale: float) -> None:
     for name, count in CLIPS.items():
         make_clips(folder / "clips", name, scaled(count, scale))
     run([part_command(part, folder, scale) for part in ("tower", "segmenter")])
-    run([part_command("encode", folder, scale)])
+    run([part_command(part, folder, scale) for part in ("tracking", "maps")])
     run([part_command("language", folder, scale, processes=2)])
+    run([part_command("joint", folder, scale, processes=2)])
     pretrained = join(folder)
     for split, count in VIDEOS.items():
         if not (folder / "shapes" / split).is_dir():
@@ -120,25 +126,37 @@ def run(commands: Sequence[Sequence[str]]) -> None:
 def run_part(part: str, folder: Path, scale: float) -> None:
     """A part of the pre-training, in a process of its own."""
     clips = folder / "clips"
-    torch.manual_seed(SEED)
+    torch.manual_seed(0)
     processor = tiny_processor()
     model = tiny_model(processor)
     steps = scaled(STEPS.get(part, 0), scale)
     if part == "tower":
         tower = TowerTraining(model, Clips(clips, "train"), Clips(clips, "held_out"))
         pretrain(folder, part, tower.parts, tower.losses, tower.scores, steps, lambda name: "blocks" in name)
-    elif part == "segmenter":
-        segmenter = SegmenterTraining(model, Clips(clips, "train"), Clips(clips, "held_out"))
+        for name in CLIPS:
+            write_tokens(clips, name, model.model.vision_tower)
+    elif part in ("segmenter", "tracking"):
+        if part == "tracking":
+            load_part(folder, "segmenter", "segmenter", model.model.segmenter)
+        segmenter = SegmenterTraining(
+            model, Clips(clips, "train"), Clips(clips, "held_out"), tracking=part == "tracking"
+        )
         pretrain(folder, part, segmenter.parts, segmenter.losses, segmenter.scores, steps, _in_trunk)
-    elif part == "encode":
-        load_encoders(model, folder)
-        for name in ("held_out", "train"):
-            encode_clips(clips, name, model)
+    elif part == "maps":
+        load_part(folder, "segmenter", "segmenter", model.model.segmenter)
+        for name in CLIPS:
+            write_maps(clips, name, model.model.segmenter)
     else:
-        load_encoders(model, folder)
         distributed.init_process_group("gloo")
-        language = LanguageTraining(model, processor, EncodedClips(clips, "train"), EncodedClips(clips, "held_out"))
-        pretrain(folder, part, language.parts, language.losses, language.scores, steps, _in_blocks)
+        load_encoders(model, folder)
+        train_set, held_out = EncodedClips(clips, "train"), EncodedClips(clips, "held_out")
+        if part == "language":
+            language = LanguageTraining(model, processor, train_set, held_out)
+            pretrain(folder, part, language.parts, language.losses, language.scores, steps, _in_blocks)
+        else:
+            load_language(model, folder)
+            whole = JointTraining(model, processor, train_set, held_out)
+            pretrain(folder, part, whole.parts, whole.losses, whole.scores, steps, _in_blocks, *JOINT_RATES)
         distributed.destroy_process_group()
 
 
@@ -147,13 +165,16 @@ def _in_trunk(name: str) -> bool:
 
 
 def _in_blocks(name: str) -> bool:
-    return name.startswith(("text.layers", "fusion", "prompter"))
+    return any(part in name for part in BLOCKS)
 
 
 def load_encoders(model: VirstForVideoSegmentation, folder: Path) -> None:
     """The trained tower and segmenter into the model."""
-    for part, module in (("tower", model.model.vision_tower), ("segmenter", model.model.segmenter)):
-        load_part(folder, part, part, module)
+    for part, name, module in (
+        ("tower", "tower", model.model.vision_tower),
+        ("tracking", "segmenter", model.model.segmenter),
+    ):
+        load_part(folder, part, name, module)
 
 
 def load_part(folder: Path, part: str, name: str, module: nn.Module) -> None:
@@ -163,17 +184,21 @@ def load_part(folder: Path, part: str, name: str, module: nn.Module) -> None:
     module.load_state_dict({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
 
 
+def load_language(model: VirstForVideoSegmentation, folder: Path) -> None:
+    """The trained language model and fusions into the model."""
+    parts = {"text": model.model.language_model, "projector": model.model.projector.mlp, "head": model.lm_head}
+    parts |= {"fusion": model.model.initial_fusion, "prompter": model.model.prompt_decoder}
+    for name, module in parts.items():
+        load_part(folder, "language", name, module)
+
+
 def join(folder: Path) -> Path:
-    """The pre-trained parts as one model, where the stages start."""
+    """The pre-trained model, where the stages start."""
     target = folder / "pretrained"
     if not target.is_dir():
         processor = tiny_processor()
         model = tiny_model(processor)
-        load_encoders(model, folder)
-        parts = {"text": model.model.language_model, "projector": model.model.projector.mlp, "head": model.lm_head}
-        parts |= {"fusion": model.model.initial_fusion, "prompter": model.model.prompt_decoder}
-        for name, module in parts.items():
-            load_part(folder, "language", name, module)
+        load_part(folder, "joint", "model", model)
         with new_folder(target, "the pre-trained model") as partial:
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
