@@ -13,8 +13,9 @@ measured as follows; each second counts once, for the innermost part that it bel
   the hashing of pixels and the reading of features.
 - `backward` and `optimizer` (AdamW, gradients set to none) are whole.
 
-Stages differ in what trains and in how many frames are supervised. `memory_model` is the resident memory of the
-process before the first step, `memory_peak` its peak up to the end of the last; both hold Python and torch as well.
+Stages differ in what trains and in how many frames are supervised. `memory_model` is the memory in use before the first
+step, `memory_peak` its peak up to the end of the last, and `memory` says of which kind both are: on a CPU `resident`,
+that of the process with Python and torch; on a GPU `device`, what torch has allocated there.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 from unittest import mock
 
 import numpy as np
@@ -242,6 +244,18 @@ def peak_resident() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def memory_in_use(device: str) -> tuple[str, int]:
+    """Kind of memory that the model is in, and how much of it is in use now, in bytes."""
+    if device.startswith("cuda"):
+        return "device", torch.cuda.memory_allocated(device)
+    return "resident", resident()
+
+
+def peak_memory(device: str) -> int:
+    """Peak of the same memory, in bytes."""
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else peak_resident()
+
+
 def train_steps(
     model: VirstForVideoSegmentation, batch: dict[str, object], num_steps: int, bf16: bool
 ) -> list[dict[str, float]]:
@@ -275,11 +289,10 @@ def measure(size: str, stage: str, expressions: int, args: argparse.Namespace) -
     with TemporaryDirectory() as folder:
         if args.cache:
             model.encode_video = FeatureCache(folder, model).encode_video  # the step that is not counted fills it
-        before = resident()
+        kind, before = memory_in_use(args.device)
         steps = train_steps(model, batch, args.steps, args.bf16)
     # The middle one by its time, with its own parts: so that they add up.
     middle = sorted(steps, key=lambda step: sum(step.values()))[len(steps) // 2]
-    peak = torch.cuda.max_memory_allocated() if args.device.startswith("cuda") else peak_resident()
     parameters = list(model.parameters())
     return {
         "size": size,
@@ -290,14 +303,16 @@ def measure(size: str, stage: str, expressions: int, args: argparse.Namespace) -
         "trained": sum(p.numel() for p in parameters if p.requires_grad),
         "seconds": sum(middle.values()),
         "parts": middle,
+        "memory": kind,
         "memory_model": before,
-        "memory_peak": peak,
+        "memory_peak": peak_memory(args.device),
     }
 
 
 def print_table(rows: list[dict]) -> None:
     """The rows, seconds by part, memory in MB."""
-    header = ("size", "stage", "expr.", "frames", "step s", *PARTS, "model MB", "peak MB")
+    kind = rows[0]["memory"]
+    header = ("size", "stage", "expr.", "frames", "step s", *PARTS, f"model {kind} MB", f"peak {kind} MB")
     print(" | ".join(header))
     for row in rows:
         cells = [row["size"], row["stage"], row["expressions"], row["supervised_frames"], f"{row['seconds']:.3f}"]
@@ -306,17 +321,31 @@ def print_table(rows: list[dict]) -> None:
         print(" | ".join(str(cell) for cell in cells))
 
 
+class Parser(argparse.ArgumentParser):
+    """Bad input is one line on stderr and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def at_least_1(text: str) -> int:
+    """A number of the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text}")
+    return int(text)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--size", nargs="+", default=["tiny", "small"], help=f"{', '.join(SIZES)}, or a folder with a saved model"
     )
     parser.add_argument("--stage", nargs="+", choices=list(STAGES), default=list(STAGES))
-    parser.add_argument("--expressions", type=int, nargs="+", default=[1, 4], help="per clip")
-    parser.add_argument("--frames", type=int, default=16, help="of the clip")
-    parser.add_argument("--steps", type=int, default=5, help="that are measured, after one that is not")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--expressions", type=at_least_1, nargs="+", default=[1, 4], help="per clip")
+    parser.add_argument("--frames", type=at_least_1, default=16, help="of the clip")
+    parser.add_argument("--steps", type=at_least_1, default=5, help="that are measured, after one that is not")
+    parser.add_argument("--threads", type=at_least_1, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16, as the training does on a GPU")
     parser.add_argument("--cache", action="store_true", help="features of both encoders come from a full cache")

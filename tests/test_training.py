@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from transformers import Trainer
 
 from virst_hf import VirstForVideoSegmentation
 from virst_hf.cli.main import main as virst
-from virst_hf.errors import ConfigError
+from virst_hf.errors import CheckpointError, ConfigError, VirstError
 from virst_hf.evaluation import evaluate_model
 from virst_hf.training import VirstTrainer, VirstTrainingArguments, get_stage, prepare_model
 from virst_hf.training.arguments import TrainingArgumentParser, Validation
@@ -415,6 +416,15 @@ def test_a_model_without_numbers_ends_the_run_at_once(work, tmp_path, capsys):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+def test_nan_in_the_validation_is_not_blamed_on_training_draws(work, tmp_path, processor):
+    plan = {"data": work.sources("rvos"), "samples": 1}
+    trainer = make_trainer(work, tmp_path / "run", processor, validation=plan, load_best_model_at_end=False)
+    trainer.model.lm_head.weight.data[0] = float("nan")
+    with pytest.raises(VirstError, match=r"The loss is nan .* in the validation after step 0\. ") as error:
+        trainer.evaluate()
+    assert "draws" not in str(error.value) and "validation data" in str(error.value)
+
+
 class Poison:
     """Spoils a weight or the gradients of a step, behind the Trainer's back."""
 
@@ -472,13 +482,40 @@ def test_a_full_disk_leaves_the_last_checkpoint(work, tmp_path, capsys, monkeypa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "checkpoint-4 could not be written to" in line and f"{tmp_path / 'run' / 'checkpoint-2'} is whole" in line
+    assert "Make room, then give the same command again" in line
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-2"]
     assert loads(tmp_path / "run" / "checkpoint-2", work)
 
 
+@pytest.mark.parametrize("gathered", [True, False])
+def test_a_full_disk_under_deepspeed_is_not_taken_for_weights_that_are_not_gathered(
+    work, tmp_path, processor, monkeypatch, gathered
+):
+    """`Trainer.save_model` as it is, with an engine that has nothing but the weights."""
+
+    def get_state_dict(engine):
+        if not gathered:
+            raise ValueError("Cannot get 16bit model weights")  # accelerate's, by which the Trainer knows the case
+        return trainer.model.state_dict()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    trainer = make_trainer(work, tmp_path / "run", processor)
+    trainer.is_deepspeed_enabled, trainer.deepspeed = True, SimpleNamespace(config={})
+    trainer.model_wrapped = SimpleNamespace(save_checkpoint=lambda folder: None)
+    monkeypatch.setattr(trainer.accelerator, "get_state_dict", get_state_dict)
+    monkeypatch.setattr("virst_hf.adapters.write_json", full)
+    with pytest.raises(CheckpointError) as error:
+        trainer.save_final()
+    line = str(error.value)
+    found, advice = ("No space left on device", "Make room") if gathered else ("must be gathered first", "Mend that")
+    assert "The final model could not be written to" in line and found in line and f"{advice}, then" in line
+    assert ("gathered" in line) != gathered and not list((tmp_path / "run").iterdir())
+
+
 def test_torch_tells_of_a_full_disk_in_its_own_way(tmp_path):
     """The words by which `explain_failed_save` knows its error are those of this version of torch."""
-    from virst_hf.errors import CheckpointError
     from virst_hf.training.checkpoints import explain_failed_save
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

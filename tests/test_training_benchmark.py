@@ -32,6 +32,23 @@ def test_cached_features_leave_the_encoders_out(benchmark):
     assert row["parts"]["encoder"] == row["parts"]["vision_tower"] == 0 < row["parts"]["tracker"]
 
 
+@pytest.mark.parametrize("arguments", [["--steps", "0"], ["--frames", "-1"], ["--steps", "many"], ["--stage", "x"]])
+def test_bad_input_is_one_line(benchmark, capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        benchmark.make_parser().parse_args(arguments)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and arguments[1] in err
+
+
+def test_memory_on_a_gpu_is_that_of_the_gpu(benchmark, monkeypatch):
+    """Both numbers, so that they may be compared."""
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 5 if device == "cuda:1" else 0)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 7 if device == "cuda:1" else 0)
+    assert benchmark.memory_in_use("cuda:1") == ("device", 5) and benchmark.peak_memory("cuda:1") == 7
+    kind, used = benchmark.memory_in_use("cpu")
+    assert kind == "resident" and 10e6 < used <= benchmark.peak_memory("cpu")
+
+
 @pytest.mark.slow
 def test_script_writes_its_table(tmp_path):
     result = tmp_path / "result.json"
@@ -51,7 +68,9 @@ def test_script_writes_its_table(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].startswith("tiny | alignment | 2 | 3 | ")
+    header, first, *_ = done.stdout.splitlines()
+    assert header.endswith(" | model resident MB | peak resident MB")
+    assert first.startswith("tiny | alignment | 2 | 3 | ")
     rows = json.loads(result.read_text())["rows"]
     # Of 8 frames 3 are anchors; those around them (here all but one) are supervised in stage 3 alone.
     assert [row["supervised_frames"] for row in rows] == [3, 7]
@@ -59,7 +78,7 @@ def test_script_writes_its_table(tmp_path):
     for row in rows:
         assert row["seconds"] == pytest.approx(sum(row["parts"].values()))
         assert all(row["parts"][part] > 0 for part in row["parts"])
-        assert 10e6 < row["memory_model"] < row["memory_peak"]
+        assert row["memory"] == "resident" and 10e6 < row["memory_model"] < row["memory_peak"]
     # Each process has its own peak, and each counts the whole of its forward pass.
     assert rows[0]["parts"]["tracker"] < rows[1]["parts"]["tracker"]
 

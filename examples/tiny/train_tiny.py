@@ -148,12 +148,12 @@ def run_part(part: str, folder: Path, scale: float) -> None:
             write_maps(clips, name, model.model.segmenter)
     else:
         distributed.init_process_group("gloo")
-        load_encoders(model, folder)
         train_set, held_out = EncodedClips(clips, "train"), EncodedClips(clips, "held_out")
         if part == "language":
             language = LanguageTraining(model, processor, train_set, held_out)
             pretrain(folder, part, language.parts, language.losses, language.scores, steps, _in_blocks)
         else:
+            load_encoders(model, folder)
             load_language(model, folder)
             whole = JointTraining(model, processor, train_set, held_out)
             pretrain(folder, part, whole.parts, whole.losses, whole.scores, steps, _in_blocks, *JOINT_RATES)

@@ -139,7 +139,7 @@ class VirstTrainer(StagedCheckpoints):
         parts = [torch.zeros_like(loss) if part is None else part.detach() for part in found]
         if not bool(loss.isfinite()):
             listed = ", ".join(f"{name} {float(part):.4g}" for name, part in zip(LOSS_PARTS, parts, strict=True))
-            self._stop(f"The loss is {float(loss.detach())} ({listed})")
+            self._stop(f"The loss is {float(loss.detach())} ({listed})", model.training)
         if model.training:
             self._parts += torch.stack([part.to(self._parts) for part in parts])
             self._batches += 1
@@ -152,10 +152,16 @@ class VirstTrainer(StagedCheckpoints):
             self._stop(f"The norm of the gradients is {float(norm)}")
         return norm
 
-    def _stop(self, what: str) -> None:
-        first = self.state.global_step * self.args.draws_per_step
+    def _stop(self, what: str, training: bool = True) -> None:
+        step = self.state.global_step
+        if not training:
+            raise VirstError(
+                f"{what} in the validation after step {step}. The checkpoints in {self.args.output_dir} are whole. "
+                "Lower learning_rate, or look at the validation data with `virst data doctor`."
+            )
+        first = step * self.args.draws_per_step
         raise VirstError(
-            f"{what} in step {self.state.global_step + 1} (draws {first} to {first + self.args.draws_per_step - 1}). "
+            f"{what} in step {step + 1} (draws {first} to {first + self.args.draws_per_step - 1}). "
             f"The weights were not changed by it, and the checkpoints in {self.args.output_dir} are whole. Lower "
             "learning_rate, or look at the data with `virst data doctor`."
         )
