@@ -13,9 +13,9 @@ measured as follows; each second counts once, for the innermost part that it bel
   the hashing of pixels and the reading of features.
 - `backward` and `optimizer` (AdamW, gradients set to none) are whole.
 
-Stages differ in what trains and in how many frames are supervised. `memory_model` is the memory in use before the first
-step, `memory_peak` its peak up to the end of the last, and `memory` says of which kind both are: on a CPU `resident`,
-that of the process with Python and torch; on a GPU `device`, what torch has allocated there.
+Stages differ in what trains and in how many frames are supervised. `memory_model` is the memory in use before the
+first step, `memory_peak` its peak up to the end of the last, and `memory` says of which kind both are: on a CPU
+`resident`, that of the process with Python and torch; on a GPU `device`, what torch has allocated there.
 """
 
 import argparse
