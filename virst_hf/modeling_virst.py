@@ -24,11 +24,12 @@ from .objective import (
     track_texts,
 )
 from .sampling import inference_anchors
+from .streaming import StreamingMixin
 
 __all__ = ["VirstForVideoSegmentation", "VirstModel", "VirstPreTrainedModel"]
 
 
-class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
+class VirstForVideoSegmentation(StreamingMixin, VirstPreTrainedModel, GenerationMixin):
     """
     VIRST: reasoning video object segmentation.
 
@@ -255,13 +256,8 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
         self, video: VirstVideoFeatures, rows: Sequence[Tensor]
     ) -> list[tuple[Tensor, Tensor, Tensor, list[int]]]:
         """Logits, object scores, IoU scores and anchors of each expression on one video, tracked in lockstep."""
-        prompts = self._prompts(video, self._seg_states(video, rows))
-        anchors: dict[int, Tensor] = {}
-        for position in inference_anchors(len(video.seg_frame_indices), self.config.anchor_config.anchor_stride):
-            # In a padded video several positions are the same source frame: the first of them is the anchor.
-            anchors.setdefault(video.seg_frame_indices[position], prompts[:, :, position])
-        length = video.num_frames if video.is_image else max(video.num_frames, self.config.anchor_config.min_frames)
-        memory = self._memory(length, future_pointers=False, multimask=self.config.segmenter_config.multimask_output)
+        anchors = self.anchor_prompts(video, rows)
+        memory = self.empty_memory(video.num_frames, video.is_image)
         side = self.config.segmenter_config.low_res_size
         logits = torch.empty(len(rows), video.num_frames, side, side)
         scores, ious = torch.empty(2, len(rows), video.num_frames).unbind(0)
@@ -269,6 +265,36 @@ class VirstForVideoSegmentation(VirstPreTrainedModel, GenerationMixin):
             logits[:, index] = masks.gated_logits.cpu()
             scores[:, index], ious[:, index] = masks.object_scores.cpu(), masks.iou_scores.cpu()
         return [(logits[i], scores[i], ious[i], sorted(anchors)) for i in range(len(rows))]
+
+    def anchor_prompts(self, video: VirstVideoFeatures, rows: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Prompts of the anchor frames of a video (Alg. 2).
+
+        Args:
+            video ([`VirstVideoFeatures`]): The video.
+            rows (`Sequence[torch.LongTensor]`): Ids of each expression's prompt, without padding.
+
+        Returns:
+            `dict[int, torch.Tensor]`: For each anchor frame prompts `(num_expressions, num_seg_tokens, C)`.
+        """
+        prompts = self._prompts(video, self._seg_states(video, rows))
+        anchors: dict[int, Tensor] = {}
+        for position in inference_anchors(len(video.seg_frame_indices), self.config.anchor_config.anchor_stride):
+            # In a padded video several positions are the same source frame: the first of them is the anchor.
+            anchors.setdefault(video.seg_frame_indices[position], prompts[:, :, position])
+        return anchors
+
+    def empty_memory(self, num_frames: int, is_image: bool = False) -> AnchorMemory:
+        """A memory to track with, at inference.
+
+        Args:
+            num_frames (`int`): Frames of the video.
+            is_image (`bool`, *optional*, defaults to `False`): Whether it is a still image.
+
+        Returns:
+            [`AnchorMemory`]: The memory.
+        """
+        length = num_frames if is_image else max(num_frames, self.config.anchor_config.min_frames)
+        return self._memory(length, future_pointers=False, multimask=self.config.segmenter_config.multimask_output)
 
     def _memory(self, num_frames: int, future_pointers: bool, multimask: bool) -> AnchorMemory:
         alpha = self.config.anchor_config.num_anchors

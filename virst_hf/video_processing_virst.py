@@ -150,7 +150,7 @@ class VirstVideoProcessor(BaseVideoProcessor):
         sam = torch.empty(source.num_frames, 3, self.sam_image_size, self.sam_image_size, dtype=torch.uint8)
         for index, frame in enumerate(source):
             image = Image.fromarray(frame)
-            sam[index] = pil_to_tensor(resize(image, [self.sam_image_size, self.sam_image_size]))
+            sam[index] = self.sam_view(image)
             if index in rows:
                 small[rows[index]] = self.vlm_view(image)
         seg = [vlm[position] for position in seg_frame_positions(len(vlm), self.max_seg_frames)]
@@ -170,6 +170,10 @@ class VirstVideoProcessor(BaseVideoProcessor):
         pixels = torch.from_numpy(np.asarray(small).astype(np.float32) / 255).permute(2, 0, 1)
         mean, std = (torch.tensor(list(x))[:, None, None] for x in (self.image_mean, self.image_std))
         return (pixels - mean) / std
+
+    def sam_view(self, image: Image.Image) -> torch.Tensor:
+        """One frame, bilinear, `(3, sam_image_size, sam_image_size)` `uint8`; the model normalises it."""
+        return pil_to_tensor(resize(image, [self.sam_image_size, self.sam_image_size]))
 
     def metadata(self, source: VideoSource) -> dict[str, Any]:
         """What is known of a video besides its pixels."""

@@ -1,10 +1,12 @@
 """Features of a video's frames: each frame is encoded once, only what is still needed is held."""
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from ..frame_reader import LazyFrames
 from .segmenter import FrameFeatures, VirstSegmenter
 
 __all__ = ["FrameStore"]
@@ -20,26 +22,30 @@ class FrameStore:
 
     Args:
         segmenter ([`VirstSegmenter`]): The encoder.
-        pixel_values (`torch.Tensor` of shape `(num_frames, 3, S, S)`): `uint8` frames.
+        pixel_values (`torch.Tensor` of shape `(num_frames, 3, S, S)`, or [`LazyFrames`]): `uint8` frames.
         pinned (`Iterable[int]`): Frames to hold.
         detailed (`Iterable[int]`, *optional*):
             Pinned frames that will be decoded. The others keep their stride-16 map only. All when not given.
         batch_size (`int`, *optional*, defaults to 4): Frames that go through the encoder together.
+        release (`bool`, *optional*, defaults to `False`): Drop a pinned frame once it was given: for one pass only.
     """
 
     def __init__(
         self,
         segmenter: VirstSegmenter,
-        pixel_values: Tensor,
+        pixel_values: Tensor | LazyFrames,
         pinned: Iterable[int],
         detailed: Iterable[int] | None = None,
         batch_size: int = 4,
+        release: bool = False,
     ) -> None:
         self.segmenter = segmenter
         self.pixel_values = pixel_values
         self.batch_size = batch_size
+        self.release = release
         self.window: dict[int, FrameFeatures] = {}
         frames = sorted(set(pinned))
+        self.given = set(frames)
         fine = set(frames if detailed is None else detailed)
         self.pinned = self.encode([i for i in frames if i in fine])
         self.tops: dict[int, Tensor] = {i: frame.top for i, frame in self.pinned.items()}
@@ -57,8 +63,10 @@ class FrameStore:
         out: dict[int, FrameFeatures] = {}
         for start in range(0, len(frames), self.batch_size):
             part = frames[start : start + self.batch_size]
-            features = self.segmenter.encode_frames(self.pixel_values[part])
-            out.update({frame: features[i] for i, frame in enumerate(part)})
+            # Where a video breaks off, frames that are read ahead are fewer than were asked for.
+            pixels = self.pixel_values[part]
+            features = self.segmenter.encode_frames(pixels)
+            out.update({frame: features[i] for i, frame in enumerate(part[: len(pixels)])})
         return out
 
     def seg_features(self, frames: Sequence[int]) -> Tensor:
@@ -68,9 +76,9 @@ class FrameStore:
     def __call__(self, index: int) -> FrameFeatures:
         """Features of one frame, of batch size 1."""
         if index in self.pinned:
-            return self.pinned[index]
+            return self.pinned.pop(index) if self.release else self.pinned[index]
         if index not in self.window:
-            ahead = [i for i in range(index, len(self)) if i not in self.pinned][: self.batch_size]
+            ahead = list(islice((i for i in range(index, len(self)) if i not in self.given), self.batch_size))
             self.window.clear()
             self.window.update(self.encode(ahead))
         return self.window[index]

@@ -1,0 +1,185 @@
+"""`model.stream`: the masks of `segment`, frame by frame, with windows, broken videos and interruptions."""
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from virst_hf import VirstForVideoSegmentation, VirstProcessor, open_video
+from virst_hf.errors import VideoError, VirstError
+from virst_hf.frame_reader import LazyFrames, read_ahead
+from virst_hf.streaming import WindowTracker, windows_of
+from virst_hf.untrained import untrained_model, untrained_processor
+from virst_hf.video_io import VideoSource
+
+TEXTS = ["the red square", "what moves to the left?", "the cat"]
+
+
+@pytest.fixture(scope="module")
+def model() -> VirstForVideoSegmentation:
+    torch.manual_seed(0)
+    return untrained_model().eval()
+
+
+@pytest.fixture(scope="module")
+def processor() -> VirstProcessor:
+    return untrained_processor()
+
+
+def video(num_frames: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (num_frames, 36, 48, 3), dtype=np.uint8)
+
+
+def broken_video(num_frames: int, readable: int) -> VideoSource:
+    """A video that cannot be read to its end."""
+    frames = video(num_frames)
+
+    def read() -> Iterator[np.ndarray]:
+        yield from frames[:readable]
+        raise VideoError(f"frame {readable} of broken.mp4 cannot be decoded")
+
+    return VideoSource("broken.mp4", num_frames, 36, 48, read)
+
+
+def reader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "virst frames"]
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 9, 40, 75])
+def test_a_stream_gives_the_masks_of_segment(
+    model: VirstForVideoSegmentation, processor: VirstProcessor, num_frames: int
+):
+    frames = video(num_frames)
+    whole = processor.post_process_video_segmentation(model.segment(**processor(videos=frames, text=TEXTS)))
+    streamed = list(model.stream(frames, TEXTS, processor))
+    assert [frame.index for frame in streamed] == list(range(num_frames))
+    for i, result in enumerate(whole):
+        torch.testing.assert_close(torch.stack([frame.scores[i] for frame in streamed]), result["scores"])
+        assert (torch.stack([frame.masks[i] for frame in streamed]) != result["masks"]).float().mean() < 1e-4
+
+
+def test_each_frame_goes_through_the_encoder_once(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    seen = []
+    hook = model.model.segmenter.image_encoder.register_forward_hook(
+        lambda m, inputs, out: seen.append(len(inputs[0]))
+    )
+    try:
+        list(model.stream(video(75), TEXTS, processor))
+    finally:
+        hook.remove()
+    assert sum(seen) == 75
+
+
+@pytest.mark.parametrize("policy", ["uniform", "windowed"])
+@pytest.mark.parametrize("readable", [1, 30, 69])
+def test_a_video_that_breaks_off_gives_what_came_before(
+    model: VirstForVideoSegmentation, processor: VirstProcessor, policy: str, readable: int
+):
+    stream = model.stream(broken_video(70, readable), "the cat", processor, anchor_policy=policy, window=16)
+    got = []
+    with pytest.raises(VideoError, match=f"frame {readable} of broken.mp4"):
+        got.extend(frame.index for frame in iter(lambda: next(stream), None))
+    assert not reader_threads()
+
+
+def test_the_frames_before_a_break_are_all_there(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    for policy in ("uniform", "windowed"):
+        got = []
+        with pytest.raises(VideoError):
+            for frame in model.stream(broken_video(70, 33), "the cat", processor, anchor_policy=policy, window=16):
+                got.append(frame.index)
+        assert got == list(range(33))
+
+
+def test_a_video_of_which_nothing_can_be_read(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    for policy in ("uniform", "windowed"):
+        with pytest.raises(VideoError, match="frame 0 of broken.mp4"):
+            next(model.stream(broken_video(9, 0), "the cat", processor, anchor_policy=policy))
+
+
+@pytest.mark.parametrize("policy", ["uniform", "windowed"])
+def test_an_interrupted_stream_ends_its_thread(
+    model: VirstForVideoSegmentation, processor: VirstProcessor, policy: str
+):
+    stream = model.stream(video(80), "the cat", processor, anchor_policy=policy, window=16)
+    next(stream)
+    stream.close()
+    assert not reader_threads()
+
+
+def test_a_live_source_is_segmented_window_by_window(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    taken = []
+
+    def camera() -> Iterator[np.ndarray]:
+        for index, frame in enumerate(video(100)):
+            taken.append(index)
+            yield frame
+
+    stream = model.stream(camera(), TEXTS, processor, anchor_policy="windowed", window=16, ahead=2)
+    assert next(stream).index == 0
+    # A window, what is read ahead, and the frame that the thread holds.
+    assert max(taken) <= 16 + 3
+    assert [frame.index for frame in stream] == list(range(1, 100))
+
+
+def test_one_window_is_the_whole_video(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    frames = video(40)
+    uniform = list(model.stream(frames, TEXTS, processor))
+    windowed = list(model.stream(frames, TEXTS, processor, anchor_policy="windowed", window=40))
+    for one, other in zip(uniform, windowed, strict=True):
+        torch.testing.assert_close(one.scores, other.scores)
+
+
+def test_memory_of_windows_stays_small(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    tracker = WindowTracker(model, processor, ["the cat"])
+    held = []
+    for window in windows_of(model, open_video(video(96)), processor, length=16):
+        list(tracker.segment(window))
+        held.append((len(tracker.memory.anchors), len(tracker.memory.recent)))
+    assert len(set(held[1:])) == 1
+
+
+def test_bad_arguments(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    for arguments, message in (
+        ({"texts": []}, "no expression"),
+        ({"anchor_policy": "random"}, "no anchor policy 'random'"),
+        ({"window": 0}, "at least 1"),
+        ({"ahead": 0}, "at least 1"),
+    ):
+        with pytest.raises(VirstError, match=message):
+            model.stream(**{"video": video(9), "texts": "the cat", "processor": processor, **arguments})
+
+
+def test_frames_of_another_size_are_told(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    frames = [*video(5), np.zeros((10, 10, 3), np.uint8)]
+    stream = model.stream(iter(frames), "the cat", processor, anchor_policy="windowed", window=4)
+    assert [next(stream).index for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(VideoError, match="Frame 5 is"):
+        next(stream)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+def test_what_is_read_ahead_is_bounded():
+    made = []
+    reader = read_ahead(video(50), lambda index, frame: made.append(index) or index, 4)
+    assert [next(reader) for _ in range(10)] == list(range(10))
+    reader.close()
+    assert len(made) <= 10 + 4 + 1 and not reader_threads()
+
+
+def test_lazy_frames_give_known_ones_at_any_time():
+    frames = video(12)
+
+    def resize(frame: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(frame)
+
+    with LazyFrames(frames, resize, 12, known={9: resize(frames[9])}) as lazy:
+        assert torch.equal(lazy[[9]][0], torch.from_numpy(frames[9]))
+        assert torch.equal(lazy[[0, 3]], torch.from_numpy(frames[[0, 3]]))
+        with pytest.raises(VideoError, match="passed already"):
+            lazy[[2]]
+        with pytest.raises(VideoError, match="ends after 12"):
+            lazy[[12]]

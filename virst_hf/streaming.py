@@ -1,0 +1,346 @@
+"""A video frame by frame: masks come as soon as they are known, and what is held does not grow with the video.
+
+With the anchor policy `"uniform"` the anchors lie evenly over the whole video, as in the paper. So the video is read
+twice: once for the frames that the language model and the fusions see, once to track. With `"windowed"` a video of any
+length, or a live source, is cut into windows, each with prompts and anchors of its own; memories go on from one window
+to the next.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import VideoError, VirstError
+from .frame_reader import LazyFrames, read_ahead
+from .modeling_outputs import VirstVideoFeatures
+from .modules.frame_store import FrameStore
+from .modules.segmenter import FrameMasks
+from .modules.text import unpad_rows
+from .modules.tracker import AnchorMemory, track_video
+from .processing_virst import VirstProcessor, iter_masks
+from .sampling import seg_frame_positions, vlm_frame_indices
+from .video_io import VideoSource, open_video
+from .video_processing_virst import VirstVideoProcessor
+
+if TYPE_CHECKING:
+    from .modeling_virst import VirstForVideoSegmentation
+
+__all__ = ["AnchorPolicy", "StreamedFrame", "StreamingMixin", "Window", "WindowTracker", "make_window", "windows_of"]
+
+AnchorPolicy = Literal["uniform", "windowed"]
+POLICIES = ("uniform", "windowed")
+# Frames of a window: twice what the language model sees of it at most, in the release.
+WINDOW = 128
+
+
+class StreamedFrame(NamedTuple):
+    """
+    The masks of one frame.
+
+    Args:
+        index (`int`): The frame, from 0.
+        masks (`torch.BoolTensor` of shape `(num_expressions, height, width)`): At the size of the video, on the CPU.
+        scores (`torch.FloatTensor` of shape `(num_expressions,)`): Object scores, logits; <= 0 is absent.
+    """
+
+    index: int
+    masks: Tensor
+    scores: Tensor
+
+
+class Window(NamedTuple):
+    """
+    Some frames of a video that are segmented together.
+
+    Args:
+        start (`int`): Index of its first frame in the video.
+        features ([`VirstVideoFeatures`]): Of its frames, counted from 0.
+        num_vlm_frames (`int`): Frames that the language model sees.
+        size (`tuple[int, int]`): Height and width of the video.
+    """
+
+    start: int
+    features: VirstVideoFeatures
+    num_vlm_frames: int
+    size: tuple[int, int]
+
+
+class StreamingMixin:
+    """Gives [`VirstForVideoSegmentation`] its method `stream`."""
+
+    def stream(
+        self,
+        video: Any,
+        texts: str | Sequence[str],
+        processor: VirstProcessor,
+        anchor_policy: AnchorPolicy = "uniform",
+        window: int = WINDOW,
+        ahead: int = 8,
+    ) -> Iterator[StreamedFrame]:
+        """Segment a video frame by frame. What is held in memory does not grow with the length of the video.
+
+        Args:
+            video (`Any`): A video, as [`open_video`] takes it; it is read from the start, with `"uniform"` twice. With
+                `"windowed"` also an iterator of `uint8` frames `(height, width, 3)`, such as those of a camera.
+            texts (`str` or `list[str]`): The expressions.
+            processor ([`VirstProcessor`]): Of the model.
+            anchor_policy (`str`, *optional*, defaults to `"uniform"`): `"uniform"`: anchors lie evenly over the whole
+                video (Alg. 2), and masks are those of `segment`. `"windowed"`: every `window` frames have prompts and
+                anchors of their own: for videos of many minutes, and for live sources.
+            window (`int`, *optional*, defaults to 128): Frames of a window. The first masks of a window come when it
+                has been read.
+            ahead (`int`, *optional*, defaults to 8): Frames that are read and resized ahead, in a thread.
+
+        Yields:
+            [`StreamedFrame`]: Index, masks and scores of each frame, in order.
+
+        Raises:
+            VideoError: The video cannot be read; where it breaks off, after the masks of the frames before.
+            VirstError: There is no expression, or an argument is of no use.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise VirstError("There is no expression: say what is to be segmented.")
+        if anchor_policy not in POLICIES:
+            raise VirstError(f"There is no anchor policy {anchor_policy!r}; there are {' and '.join(POLICIES)}.")
+        if window < 1 or ahead < 1:
+            raise VirstError(f"window and ahead must be at least 1, found {window} and {ahead}.")
+        if anchor_policy == "uniform":
+            return _uniform(self, open_video(video), texts, processor, ahead)
+        frames = video if isinstance(video, Iterator) else open_video(video)
+        return _windowed(self, frames, texts, processor, window, ahead)
+
+
+@torch.no_grad()
+def _uniform(
+    model: "VirstForVideoSegmentation", source: VideoSource, texts: list[str], processor: VirstProcessor, ahead: int
+) -> Iterator[StreamedFrame]:
+    views = processor.video_processor
+    survey, broken = _survey(source, views)
+    known = {frame: survey.sam[frame] for frame in survey.seg}
+    with LazyFrames(source, lambda f: views.sam_view(Image.fromarray(f)), survey.length, known, ahead) as frames:
+        store = FrameStore(model.model.segmenter, frames, survey.seg, release=True)
+        features = VirstVideoFeatures(
+            video_embeds=model.model.get_video_features(survey.vlm),
+            is_image=source.is_image,
+            seg_features=store.seg_features(survey.seg),
+            seg_frame_indices=survey.seg,
+            num_frames=survey.length,
+            frames=store,
+        )
+        prompts = model.anchor_prompts(features, _rows(processor, texts, len(survey.vlm)))
+        memory = model.empty_memory(survey.length, source.is_image)
+        size, length = (source.height, source.width), survey.length
+        # Only the pinned frames are needed from here on.
+        store.tops.clear()
+        del features, survey, known
+        for index, masks in track_video(memory, store, length, prompts):
+            yield _streamed(index, masks, size)
+    if broken is not None:
+        raise broken
+
+
+class _Survey(NamedTuple):
+    """What the first reading of a video gives."""
+
+    length: int
+    vlm: Tensor
+    sam: dict[int, Tensor]
+    seg: list[int]
+
+
+def _survey(
+    source: VideoSource, views: VirstVideoProcessor, length: int | None = None
+) -> tuple[_Survey, VideoError | None]:
+    """Read the frames that are seen before tracking begins; of a video that breaks off, those of what can be read."""
+    length = source.num_frames if length is None else length
+    vlm = [0]
+    if not source.is_image:
+        vlm = vlm_frame_indices(length, views.max_vlm_frames, views.frames_per_clip, views.min_frames)
+    seg = [vlm[position] for position in seg_frame_positions(len(vlm), views.max_seg_frames)]
+    small = torch.empty(len(vlm), 3, views.image_size, views.image_size)
+    sam: dict[int, Tensor] = {}
+    index = -1
+    try:
+        for index, frame in enumerate(islice(source, vlm[-1] + 1)):
+            if index in vlm:
+                image = Image.fromarray(frame)
+                small[[row for row, wanted in enumerate(vlm) if wanted == index]] = views.vlm_view(image)
+                if index in seg:
+                    sam[index] = views.sam_view(image)
+        if index < vlm[-1]:
+            raise VideoError(f"{source.name} ends after {index + 1} frames; expected {length}.")
+    except VideoError as error:
+        if index < 0:
+            raise
+        return _survey(source, views, index + 1)[0], error
+    return _Survey(length, small, sam, seg), None
+
+
+def _rows(processor: VirstProcessor, texts: Sequence[str], num_vlm_frames: int) -> list[Tensor]:
+    """Ids of the prompts, without padding."""
+    inputs = processor(text=list(texts), num_vlm_frames=[num_vlm_frames])
+    return unpad_rows(inputs["input_ids"], inputs["attention_mask"])
+
+
+def _streamed(index: int, masks: FrameMasks, size: tuple[int, int]) -> StreamedFrame:
+    """Masks of a frame at the size of the video."""
+    scores = masks.object_scores.detach().cpu()
+    drawn = np.stack(list(iter_masks(masks.gated_logits, masks.object_scores, size)))
+    return StreamedFrame(index, torch.from_numpy(drawn), scores)
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+def _windowed(
+    model: "VirstForVideoSegmentation",
+    frames: Iterable[np.ndarray],
+    texts: list[str],
+    processor: VirstProcessor,
+    window: int,
+    ahead: int,
+) -> Iterator[StreamedFrame]:
+    tracker = WindowTracker(model, processor, texts)
+    for part in windows_of(model, frames, processor, window, ahead):
+        yield from tracker.segment(part)
+
+
+@torch.no_grad()
+def windows_of(
+    model: "VirstForVideoSegmentation",
+    frames: Iterable[np.ndarray],
+    processor: VirstProcessor,
+    length: int = WINDOW,
+    ahead: int = 8,
+    start: int = 0,
+) -> Iterator[Window]:
+    """Cut frames into windows and encode each. A source that breaks off gives its last frames, then the error.
+
+    Args:
+        model ([`VirstForVideoSegmentation`]): The model.
+        frames (`Iterable[numpy.ndarray]`): `uint8` frames of shape `(height, width, 3)`, all of one size.
+        processor ([`VirstProcessor`]): Of the model.
+        length (`int`, *optional*, defaults to 128): Frames of a window; the last may be shorter.
+        ahead (`int`, *optional*, defaults to 8): Frames that are read and resized ahead, in a thread.
+        start (`int`, *optional*, defaults to 0): Index of the first frame.
+
+    Yields:
+        [`Window`]: The next window.
+
+    Raises:
+        VideoError: A frame cannot be read, or is of another size than the first.
+    """
+    views = processor.video_processor
+
+    def both(index: int, frame: np.ndarray) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        image = Image.fromarray(frame)
+        return views.vlm_view(image), views.sam_view(image), frame.shape[:2]
+
+    size: tuple[int, int] | None = None
+    with closing(read_ahead(frames, both, ahead)) as ready:
+        broken: VideoError | None = None
+        while broken is None:
+            small, sam = [], []
+            try:
+                for vlm_view, sam_view, found in islice(ready, length):
+                    size = size or found
+                    if found != size:
+                        raise VideoError(
+                            f"Frame {start + len(sam)} is {found} (height, width), those before it {size}."
+                        )
+                    small.append(vlm_view)
+                    sam.append(sam_view)
+            except VideoError as error:
+                broken = error
+            if sam:
+                yield make_window(model, small, sam, views, start, size)
+            elif broken is None:
+                return
+            start += len(sam)
+        raise broken
+
+
+def make_window(
+    model: "VirstForVideoSegmentation",
+    small: list[Tensor],
+    sam: list[Tensor],
+    views: VirstVideoProcessor,
+    start: int,
+    size: tuple[int, int],
+) -> Window:
+    """Encode the frames of a window, as a video of its own.
+
+    Args:
+        model ([`VirstForVideoSegmentation`]): The model.
+        small (`list[torch.Tensor]`): VLM view of each frame.
+        sam (`list[torch.Tensor]`): SAM view of each frame.
+        views ([`VirstVideoProcessor`]): The processor that made them.
+        start (`int`): Index of the first of them.
+        size (`tuple[int, int]`): Height and width of the video.
+
+    Returns:
+        [`Window`]: The window. Its frames go through the SAM encoder when they are reached.
+    """
+    vlm = vlm_frame_indices(len(small), views.max_vlm_frames, views.frames_per_clip, views.min_frames)
+    seg = [vlm[position] for position in seg_frame_positions(len(vlm), views.max_seg_frames)]
+    store = FrameStore(model.model.segmenter, torch.stack(sam), seg)
+    features = VirstVideoFeatures(
+        video_embeds=model.model.get_video_features(torch.stack([small[frame] for frame in vlm])),
+        is_image=False,
+        seg_features=store.seg_features(seg),
+        seg_frame_indices=seg,
+        num_frames=len(sam),
+        frames=store,
+    )
+    return Window(start, features, len(vlm), size)
+
+
+class WindowTracker:
+    """
+    Expressions that are followed from window to window.
+
+    Each window gives prompts and anchors of its own; anchors of the window before and the last frames stay in memory.
+
+    Args:
+        model ([`VirstForVideoSegmentation`]): The model.
+        processor ([`VirstProcessor`]): Of the model.
+        texts (`Sequence[str]`): The expressions.
+    """
+
+    def __init__(self, model: "VirstForVideoSegmentation", processor: VirstProcessor, texts: Sequence[str]) -> None:
+        self.model, self.processor, self.texts = model, processor, list(texts)
+        # How long the whole will be is not known; pointers then reach back as far as ever.
+        self.memory: AnchorMemory = model.empty_memory(model.config.segmenter_config.max_object_pointers)
+        self._last_start = 0
+
+    @torch.no_grad()
+    def segment(self, window: Window) -> Iterator[StreamedFrame]:
+        """Segment the next window.
+
+        Args:
+            window ([`Window`]): The window; it begins where the last one ended.
+
+        Yields:
+            [`StreamedFrame`]: Each of its frames, in order.
+        """
+        video = window.features
+        rows = _rows(self.processor, self.texts, window.num_vlm_frames)
+        prompts = self.model.anchor_prompts(video, rows)
+        # Anchors of the last window are near the first frames of this one; older ones never are again.
+        for anchor in [anchor for anchor in self.memory.anchors if anchor < self._last_start]:
+            del self.memory.anchors[anchor]
+        self._last_start = window.start
+        masks = {
+            frame: self.memory.decode_anchor(window.start + frame, video.frames(frame), prompts[frame])
+            for frame in sorted(prompts)
+        }
+        for frame in range(video.num_frames):
+            found = masks.pop(frame, None)
+            if found is None:
+                found = self.memory.propagate(window.start + frame, video.frames(frame))
+            yield _streamed(window.start + frame, found, window.size)
