@@ -49,6 +49,7 @@ LAYERS = [
     "conversion",
     "toy_tokenizer",
     "untrained",
+    "session",
     "loading",
     "evaluation",
     "training",

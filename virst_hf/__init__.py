@@ -23,6 +23,7 @@ EXPORTS = {
     "modeling_virst": ["VirstForVideoSegmentation", "VirstModel", "VirstPreTrainedModel"],
     "processing_virst": ["VirstProcessor"],
     "rendering": ["VideoWriter", "draw_overlay"],
+    "session": ["VirstSession"],
     "streaming": ["StreamedFrame", "WindowTracker", "windows_of"],
     "untrained": ["make_untrained_model"],
     "video_io": ["VideoSource", "open_video"],

@@ -272,6 +272,7 @@ def make_window(
     views: VirstVideoProcessor,
     start: int,
     size: tuple[int, int],
+    keep_frames: bool = False,
 ) -> Window:
     """Encode the frames of a window, as a video of its own.
 
@@ -282,13 +283,14 @@ def make_window(
         views ([`VirstVideoProcessor`]): The processor that made them.
         start (`int`): Index of the first of them.
         size (`tuple[int, int]`): Height and width of the video.
+        keep_frames (`bool`, *optional*, defaults to `False`): Encode and hold all frames, for any number of passes.
 
     Returns:
-        [`Window`]: The window. Its frames go through the SAM encoder when they are reached.
+        [`Window`]: The window. Unless all are held, its frames go through the SAM encoder when they are reached.
     """
     vlm = vlm_frame_indices(len(small), views.max_vlm_frames, views.frames_per_clip, views.min_frames)
     seg = [vlm[position] for position in seg_frame_positions(len(vlm), views.max_seg_frames)]
-    store = FrameStore(model.model.segmenter, torch.stack(sam), seg)
+    store = FrameStore(model.model.segmenter, torch.stack(sam), range(len(sam)) if keep_frames else seg)
     features = VirstVideoFeatures(
         video_embeds=model.model.get_video_features(torch.stack([small[frame] for frame in vlm])),
         is_image=False,
@@ -344,3 +346,15 @@ class WindowTracker:
             if found is None:
                 found = self.memory.propagate(window.start + frame, video.frames(frame))
             yield _streamed(window.start + frame, found, window.size)
+
+    def remove(self, index: int) -> None:
+        """Follow an expression no longer.
+
+        Args:
+            index (`int`): Its place among `texts`.
+        """
+        del self.texts[index]
+        kept = [row for row in range(len(self.texts) + 1) if row != index]
+        for entry in (*self.memory.anchors.values(), *self.memory.recent.values()):
+            entry.pointer = entry.pointer[kept]
+            entry.tokens = None if entry.tokens is None else entry.tokens[:, kept]
