@@ -13,7 +13,7 @@ from .modeling_outputs import VirstOutput, VirstSegmentationOutput, VirstVideoFe
 from .modules.frame_store import FrameStore
 from .modules.rotary import module_dtype
 from .modules.text import packed_states, pad_rows, shared_prefix_length, states_after_prefix, unpad_rows
-from .modules.tracker import AnchorMemory, track_video
+from .modules.tracker import EXACT, AnchorMemory, TrackingOptions, track_video
 from .objective import (
     SupervisedFrames,
     TrainingText,
@@ -178,6 +178,7 @@ class VirstForVideoSegmentation(StreamingMixin, VirstPreTrainedModel, Generation
         video_indices: Tensor | None = None,
         features: Sequence[VirstVideoFeatures] | VirstVideoFeatures | None = None,
         original_sizes: Tensor | None = None,
+        tracking: TrackingOptions = EXACT,
         **video_inputs: Tensor,
     ) -> VirstSegmentationOutput:
         """Masks of every frame for each expression. All expressions on one video share its features and its prefix.
@@ -188,6 +189,7 @@ class VirstForVideoSegmentation(StreamingMixin, VirstPreTrainedModel, Generation
             video_indices (`torch.LongTensor` of shape `(num_expressions,)`, *optional*): Video of each expression.
             features (`list[VirstVideoFeatures]`, *optional*): Features from `encode_video`, instead of pixels.
             original_sizes (`torch.LongTensor` of shape `(num_videos, 2)`, *optional*): Passed on to the output.
+            tracking ([`TrackingOptions`], *optional*): Ways to be faster; as in the paper when not given.
             **video_inputs: The processor's video tensors, as `encode_video` takes them.
 
         Returns:
@@ -199,7 +201,7 @@ class VirstForVideoSegmentation(StreamingMixin, VirstPreTrainedModel, Generation
         for video, group in zip(features, groups, strict=True):
             if group:
                 self._check_seg_tokens([rows[i] for i in group])
-                results.update(zip(group, self._segment_video(video, [rows[i] for i in group]), strict=True))
+                results.update(zip(group, self._segment_video(video, [rows[i] for i in group], tracking), strict=True))
         owners = [video for i in range(len(rows)) for video, group in enumerate(groups) if i in group]
         logits, scores, ious, anchors = zip(*(results[i] for i in range(len(rows))), strict=True)
         return VirstSegmentationOutput(
@@ -253,11 +255,11 @@ class VirstForVideoSegmentation(StreamingMixin, VirstPreTrainedModel, Generation
         return self.model.prompt_decoder(seg_states.to(maps.device, module_dtype(self.model.prompt_decoder)), maps)
 
     def _segment_video(
-        self, video: VirstVideoFeatures, rows: Sequence[Tensor]
+        self, video: VirstVideoFeatures, rows: Sequence[Tensor], tracking: TrackingOptions
     ) -> list[tuple[Tensor, Tensor, Tensor, list[int]]]:
         """Logits, object scores, IoU scores and anchors of each expression on one video, tracked in lockstep."""
         anchors = self.anchor_prompts(video, rows)
-        memory = self.empty_memory(video.num_frames, video.is_image)
+        memory = self.empty_memory(video.num_frames, video.is_image, tracking)
         side = self.config.segmenter_config.low_res_size
         logits = torch.empty(len(rows), video.num_frames, side, side)
         scores, ious = torch.empty(2, len(rows), video.num_frames).unbind(0)
@@ -283,22 +285,20 @@ class VirstForVideoSegmentation(StreamingMixin, VirstPreTrainedModel, Generation
             anchors.setdefault(video.seg_frame_indices[position], prompts[:, :, position])
         return anchors
 
-    def empty_memory(self, num_frames: int, is_image: bool = False) -> AnchorMemory:
+    def empty_memory(self, num_frames: int, is_image: bool = False, tracking: TrackingOptions = EXACT) -> AnchorMemory:
         """A memory to track with, at inference.
 
         Args:
             num_frames (`int`): Frames of the video.
             is_image (`bool`, *optional*, defaults to `False`): Whether it is a still image.
+            tracking ([`TrackingOptions`], *optional*): Ways to be faster.
 
         Returns:
             [`AnchorMemory`]: The memory.
         """
         length = num_frames if is_image else max(num_frames, self.config.anchor_config.min_frames)
-        return self._memory(length, future_pointers=False, multimask=self.config.segmenter_config.multimask_output)
-
-    def _memory(self, num_frames: int, future_pointers: bool, multimask: bool) -> AnchorMemory:
-        alpha = self.config.anchor_config.num_anchors
-        return AnchorMemory(self.model.segmenter, num_frames, alpha, future_pointers, multimask)
+        alpha, multimask = self.config.anchor_config.num_anchors, self.config.segmenter_config.multimask_output
+        return AnchorMemory(self.model.segmenter, length, alpha, False, multimask, tracking)
 
     # --- text --------------------------------------------------------------------------------------------------------
     def generate(

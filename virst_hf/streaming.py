@@ -22,7 +22,7 @@ from .modeling_outputs import VirstVideoFeatures
 from .modules.frame_store import FrameStore
 from .modules.segmenter import FrameMasks
 from .modules.text import unpad_rows
-from .modules.tracker import AnchorMemory, track_video
+from .modules.tracker import EXACT, AnchorMemory, TrackingOptions, track_frames, track_video
 from .processing_virst import VirstProcessor, iter_masks
 from .sampling import seg_frame_positions, vlm_frame_indices
 from .video_io import VideoSource, open_video
@@ -82,6 +82,7 @@ class StreamingMixin:
         anchor_policy: AnchorPolicy = "uniform",
         window: int = WINDOW,
         ahead: int = 8,
+        tracking: TrackingOptions = EXACT,
     ) -> Iterator[StreamedFrame]:
         """Segment a video frame by frame. What is held in memory does not grow with the length of the video.
 
@@ -96,6 +97,8 @@ class StreamingMixin:
             window (`int`, *optional*, defaults to 128): Frames of a window. The first masks of a window come when it
                 has been read.
             ahead (`int`, *optional*, defaults to 8): Frames that are read and resized ahead, in a thread.
+            tracking ([`TrackingOptions`], *optional*): Ways to be faster; as in the paper when not given. Within a
+                window the last frame is always tracked.
 
         Yields:
             [`StreamedFrame`]: Index, masks and scores of each frame, in order.
@@ -112,14 +115,19 @@ class StreamingMixin:
         if window < 1 or ahead < 1:
             raise VirstError(f"window and ahead must be at least 1, found {window} and {ahead}.")
         if anchor_policy == "uniform":
-            return _uniform(self, open_video(video), texts, processor, ahead)
+            return _uniform(self, open_video(video), texts, processor, ahead, tracking)
         frames = video if isinstance(video, Iterator) else open_video(video)
-        return _windowed(self, frames, texts, processor, window, ahead)
+        return _windowed(self, frames, texts, processor, window, ahead, tracking)
 
 
 @torch.no_grad()
 def _uniform(
-    model: "VirstForVideoSegmentation", source: VideoSource, texts: list[str], processor: VirstProcessor, ahead: int
+    model: "VirstForVideoSegmentation",
+    source: VideoSource,
+    texts: list[str],
+    processor: VirstProcessor,
+    ahead: int,
+    tracking: TrackingOptions,
 ) -> Iterator[StreamedFrame]:
     views = processor.video_processor
     survey, broken = _survey(source, views)
@@ -135,7 +143,7 @@ def _uniform(
             frames=store,
         )
         prompts = model.anchor_prompts(features, _rows(processor, texts, len(survey.vlm)))
-        memory = model.empty_memory(survey.length, source.is_image)
+        memory = model.empty_memory(survey.length, source.is_image, tracking)
         size, length = (source.height, source.width), survey.length
         # Only the pinned frames are needed from here on.
         store.tops.clear()
@@ -204,8 +212,9 @@ def _windowed(
     processor: VirstProcessor,
     window: int,
     ahead: int,
+    tracking: TrackingOptions,
 ) -> Iterator[StreamedFrame]:
-    tracker = WindowTracker(model, processor, texts)
+    tracker = WindowTracker(model, processor, texts, tracking)
     for part in windows_of(model, frames, processor, window, ahead):
         yield from tracker.segment(part)
 
@@ -312,12 +321,21 @@ class WindowTracker:
         model ([`VirstForVideoSegmentation`]): The model.
         processor ([`VirstProcessor`]): Of the model.
         texts (`Sequence[str]`): The expressions.
+        tracking ([`TrackingOptions`], *optional*): Ways to be faster.
     """
 
-    def __init__(self, model: "VirstForVideoSegmentation", processor: VirstProcessor, texts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: "VirstForVideoSegmentation",
+        processor: VirstProcessor,
+        texts: Sequence[str],
+        tracking: TrackingOptions = EXACT,
+    ) -> None:
         self.model, self.processor, self.texts = model, processor, list(texts)
         # How long the whole will be is not known; pointers then reach back as far as ever.
-        self.memory: AnchorMemory = model.empty_memory(model.config.segmenter_config.max_object_pointers)
+        self.memory: AnchorMemory = model.empty_memory(
+            model.config.segmenter_config.max_object_pointers, tracking=tracking
+        )
         self._last_start = 0
 
     @torch.no_grad()
@@ -337,15 +355,10 @@ class WindowTracker:
         for anchor in [anchor for anchor in self.memory.anchors if anchor < self._last_start]:
             del self.memory.anchors[anchor]
         self._last_start = window.start
-        masks = {
-            frame: self.memory.decode_anchor(window.start + frame, video.frames(frame), prompts[frame])
-            for frame in sorted(prompts)
-        }
-        for frame in range(video.num_frames):
-            found = masks.pop(frame, None)
-            if found is None:
-                found = self.memory.propagate(window.start + frame, video.frames(frame))
-            yield _streamed(window.start + frame, found, window.size)
+        shifted = {window.start + frame: prompt for frame, prompt in prompts.items()}
+        frames = range(window.start, window.start + video.num_frames)
+        for index, found in track_frames(self.memory, lambda t: video.frames(t - window.start), frames, shifted):
+            yield _streamed(index, found, window.size)
 
     def remove(self, index: int) -> None:
         """Follow an expression no longer.

@@ -1,15 +1,70 @@
 """The Temporal Dynamic Anchor Updater: anchors from prompts, all other frames from anchors and the last few frames."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..sampling import closest_anchors
 from .segmenter import FrameFeatures, FrameMasks, VirstSegmenter
 
-__all__ = ["AnchorMemory", "track_supervised_frames", "track_video"]
+__all__ = ["EXACT", "AnchorMemory", "TrackingOptions", "track_frames", "track_supervised_frames", "track_video"]
+
+
+@dataclass(frozen=True)
+class TrackingOptions:
+    """
+    Ways to track faster, or in less memory. The first changes no mask; each of the others changes them a little.
+
+    Args:
+        chunk (`int`, *optional*): Expressions that attend to memory together; all of them when not given.
+        recent (`int`, *optional*): Of the last frames, how many are attended to (the nearest ones); 6 in SAM 2.1, and
+            when not given.
+        stride (`int`, *optional*, defaults to 1): Track every `stride`-th frame and the anchors, and interpolate the
+            logits of the frames between.
+
+    Raises:
+        ConfigError: A number is too small.
+
+    Example:
+
+    ```python
+    >>> from virst_hf.modules.tracker import TrackingOptions
+    >>> TrackingOptions(stride=2).tracked(range(7), anchors=[3])
+    [0, 2, 3, 4, 6]
+
+    ```
+    """
+
+    chunk: int | None = None
+    recent: int | None = None
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("chunk", 1), ("recent", 0), ("stride", 1)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ConfigError(f"{name} must be a whole number of at least {least}, found {value!r}.")
+
+    def tracked(self, frames: range, anchors: Collection[int]) -> list[int]:
+        """The frames that are decoded, the last one always among them.
+
+        Args:
+            frames (`range`): A run of frames.
+            anchors (`Collection[int]`): Those of them that are anchors.
+
+        Returns:
+            `list[int]`: Ascending indices.
+        """
+        last = frames[-1]
+        return [t for t in frames if (t - frames[0]) % self.stride == 0 or t in anchors or t == last]
+
+
+EXACT = TrackingOptions()
+# What is interpolated of the masks between two frames.
+MEASURED = ("logits", "iou_scores", "object_scores")
 
 
 @dataclass
@@ -33,12 +88,20 @@ class AnchorMemory:
         num_anchors (`int`): Alpha, the anchors that a frame attends to.
         future_pointers (`bool`): Whether anchors of the future give an object pointer (as in training).
         multimask (`bool`): Take the best of the multi-mask outputs, or the single-mask output.
+        options ([`TrackingOptions`], *optional*): Ways to be faster.
     """
 
     def __init__(
-        self, segmenter: VirstSegmenter, num_frames: int, num_anchors: int, future_pointers: bool, multimask: bool
+        self,
+        segmenter: VirstSegmenter,
+        num_frames: int,
+        num_anchors: int,
+        future_pointers: bool,
+        multimask: bool,
+        options: TrackingOptions = EXACT,
     ) -> None:
         self.segmenter = segmenter
+        self.options = options
         self.num_anchors = num_anchors
         self.future_pointers = future_pointers
         self.multimask = multimask
@@ -67,7 +130,11 @@ class AnchorMemory:
     def propagate(self, index: int, frame: FrameFeatures, remember: bool = True) -> FrameMasks:
         """Decode a frame from memory with the empty prompt. Arguments and result as in `decode_anchor`."""
         segmenter = self.segmenter
-        embedding = segmenter.attend_to_memory(frame, *self.gather(index))
+        memory, positions, num_pointers = self.gather(index)
+        # Attention holds a few tensors of the size of its keys for each expression: in chunks, for a few of them.
+        chunks = memory.split(self.options.chunk or memory.shape[1], dim=1)
+        attended = [segmenter.attend_to_memory(frame, chunk, positions, num_pointers) for chunk in chunks]
+        embedding = torch.cat(attended)
         masks = segmenter.decode(embedding, None, frame, self.multimask)
         if remember:
             self.recent[index] = MemoryEntry(segmenter.encode_memory(frame, masks), masks.pointer)
@@ -94,7 +161,8 @@ class AnchorMemory:
         chosen = closest_anchors(index, list(self.anchors), self.num_anchors)
         spatial = [(0, self.anchors[k].tokens) for k in chosen]
         num_recent = segmenter.num_maskmem - 1
-        for tau in range(1, num_recent + 1):
+        oldest = 1 if self.options.recent is None else max(1, num_recent + 1 - self.options.recent)
+        for tau in range(oldest, num_recent + 1):
             past = self.entry(index - (num_recent + 1 - tau), chosen)
             if past is not None and past.tokens is not None:
                 spatial.append((tau, past.tokens))
@@ -129,17 +197,53 @@ def track_video(
     Yields:
         `tuple[int, FrameMasks]`: Frame and masks, in temporal order.
     """
-    propagates = len(prompts) < num_frames
+    yield from track_frames(memory, get_frame, range(num_frames), prompts, last=True)
+
+
+def track_frames(
+    memory: AnchorMemory,
+    get_frame: Callable[[int], FrameFeatures],
+    frames: range,
+    prompts: dict[int, Tensor],
+    last: bool = False,
+) -> Iterator[tuple[int, FrameMasks]]:
+    """As [`track_video`], for a run of frames that may go on after another one.
+
+    Args:
+        memory ([`AnchorMemory`]): What is known of the frames before.
+        get_frame (`Callable[[int], FrameFeatures]`): Gives the features of a frame.
+        frames (`range`): The frames.
+        prompts (`dict[int, torch.Tensor]`): Prompts `(num_expressions, num_seg_tokens, C)` of each anchor frame.
+        last (`bool`, *optional*, defaults to `False`): Whether nothing follows, so that the last frame need not be
+            remembered.
+
+    Yields:
+        `tuple[int, FrameMasks]`: Frame and masks, in temporal order.
+    """
+    tracked = memory.options.tracked(frames, prompts)
+    forgotten = max((index for index in tracked if index not in prompts), default=None) if last else None
+    remember = not last or forgotten is not None
     anchors = {
-        index: memory.decode_anchor(index, get_frame(index), prompts[index], remember=propagates)
-        for index in sorted(prompts)
+        index: memory.decode_anchor(index, get_frame(index), prompts[index], remember) for index in sorted(prompts)
     }
-    last = max((index for index in range(num_frames) if index not in anchors), default=-1)
-    for index in range(num_frames):
+    before: tuple[int, FrameMasks] | None = None
+    for index in tracked:
         if index in anchors:
-            yield index, anchors.pop(index)
+            masks = anchors.pop(index)
         else:
-            yield index, memory.propagate(index, get_frame(index), remember=index != last)
+            masks = memory.propagate(index, get_frame(index), remember=index != forgotten)
+        if before is not None:
+            yield from _between(*before, index, masks)
+        yield index, masks
+        before = index, masks
+
+
+def _between(start: int, first: FrameMasks, end: int, second: FrameMasks) -> Iterator[tuple[int, FrameMasks]]:
+    """The frames between two that were tracked: logits and scores in proportion, the nearer one's pointer."""
+    for index in range(start + 1, end):
+        weight = (index - start) / (end - start)
+        parts = (torch.lerp(getattr(first, name), getattr(second, name), weight) for name in MEASURED)
+        yield index, FrameMasks(*parts, (first if weight <= 0.5 else second).pointer)
 
 
 def track_supervised_frames(
