@@ -42,6 +42,7 @@ LAYERS = [
     "adapters",
     "modeling_base",
     "objective",
+    "video_encoding",
     "streaming",
     "modeling_virst",
     "conversion_tables",

@@ -120,3 +120,23 @@ def test_two_sessions_in_two_threads_do_not_disturb_each_other(
         assert len(masks) == 3
         for mask in masks:
             assert (mask != expected[seed]).float().mean() < 1e-4
+
+
+def test_the_video_goes_through_the_language_model_once(
+    model: VirstForVideoSegmentation, processor: VirstProcessor, monkeypatch: pytest.MonkeyPatch
+):
+    session = VirstSession(model, processor, video(20))
+    lengths = []
+    forward = model.model.language_model.forward
+
+    def counted(*args, **kwargs):
+        lengths.append(kwargs["inputs_embeds"].shape[1])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.model.language_model, "forward", counted)
+    (first,) = session.add("the cat")
+    (second,) = session.add("the dog that runs")
+    # The prefix, then the rest of each text.
+    assert len(lengths) == 3
+    assert (session.masks(second) != segment(model, processor, video(20), "the dog that runs")).float().mean() < 1e-4
+    assert (session.masks(first) != segment(model, processor, video(20), "the cat")).float().mean() < 1e-4

@@ -1,6 +1,7 @@
 """What the model returns, and the features of a video that many expressions share."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers.utils import ModelOutput
@@ -24,6 +25,8 @@ class VirstVideoFeatures:
         seg_frame_indices (`list[int]`, *optional*): Source frame of each of the `T_seg` frames.
         num_frames (`int`, *optional*, defaults to 0): Frames of the video, T.
         frames (`FrameStore`, *optional*): SAM features of each frame.
+        prefixes (`dict`, *optional*): Where there is a dictionary, the language model's keys and values of what texts
+            about this video begin with are kept in it, for the next text.
 
     Example:
 
@@ -46,6 +49,7 @@ class VirstVideoFeatures:
     seg_frame_indices: list[int] = field(default_factory=list)
     num_frames: int = 0
     frames: FrameStore | None = None
+    prefixes: dict[tuple[int, ...], Any] | None = None
 
 
 @dataclass

@@ -10,7 +10,6 @@ from .configuration_virst import VirstConfig
 from .errors import VirstError
 from .modeling_base import VirstModel, VirstPreTrainedModel
 from .modeling_outputs import VirstOutput, VirstSegmentationOutput, VirstVideoFeatures
-from .modules.frame_store import FrameStore
 from .modules.rotary import module_dtype
 from .modules.text import packed_states, pad_rows, shared_prefix_length, states_after_prefix, unpad_rows
 from .modules.tracker import EXACT, AnchorMemory, TrackingOptions, track_video
@@ -25,11 +24,12 @@ from .objective import (
 )
 from .sampling import inference_anchors
 from .streaming import StreamingMixin
+from .video_encoding import VideoEncodingMixin
 
 __all__ = ["VirstForVideoSegmentation", "VirstModel", "VirstPreTrainedModel"]
 
 
-class VirstForVideoSegmentation(StreamingMixin, VirstPreTrainedModel, GenerationMixin):
+class VirstForVideoSegmentation(VideoEncodingMixin, StreamingMixin, VirstPreTrainedModel, GenerationMixin):
     """
     VIRST: reasoning video object segmentation.
 
@@ -68,106 +68,6 @@ class VirstForVideoSegmentation(StreamingMixin, VirstPreTrainedModel, Generation
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embedding."""
         self.model.set_input_embeddings(value)
-
-    # --- videos ------------------------------------------------------------------------------------------------------
-    def encode_video(
-        self,
-        pixel_values_videos: Tensor,
-        num_vlm_frames: Tensor,
-        sam_pixel_values: Tensor | None = None,
-        num_frames: Tensor | None = None,
-        seg_frame_indices: Tensor | None = None,
-        num_seg_frames: Tensor | None = None,
-        keep_frames: bool = True,
-        supervised: Sequence[Sequence[int]] | None = None,
-        frames_per_batch: int = 4,
-        **_: object,
-    ) -> list[VirstVideoFeatures]:
-        """Everything about the videos of a batch that does not depend on an expression.
-
-        Each video goes through the vision tower once, each frame through the SAM encoder once. The result may be
-        given to [`~VirstForVideoSegmentation.segment`] and [`~VirstForVideoSegmentation.generate`] as `features`,
-        any number of times.
-
-        Args:
-            pixel_values_videos (`torch.Tensor` of shape `(sum of T_vlm, 3, height, width)`):
-                Normalised frames of the VLM view, one video after the other.
-            num_vlm_frames (`torch.LongTensor` of shape `(num_videos,)`): `T_vlm` of each; 1 for a still image.
-            sam_pixel_values (`torch.Tensor` of shape `(sum of T, 3, S, S)`): `uint8` frames of the SAM view.
-            num_frames (`torch.LongTensor` of shape `(num_videos,)`): T of each video.
-            seg_frame_indices (`torch.LongTensor` of shape `(sum of T_seg,)`): Source frame of each `T_seg` frame.
-            num_seg_frames (`torch.LongTensor` of shape `(num_videos,)`): `T_seg` of each.
-            keep_frames (`bool`, *optional*, defaults to `True`):
-                Encode all frames now and hold their features, for reuse and so without a graph: about 17 MB a frame at
-                full size in float32. `False` holds the `T_seg` frames and encodes the others as tracking reaches them.
-            supervised (`Sequence[Sequence[int]]`, *optional*):
-                For training: the source frames of each video that will be decoded. Only they keep their finer maps.
-            frames_per_batch (`int`, *optional*, defaults to 4): Frames that go through the SAM encoder together.
-
-        Returns:
-            `list[VirstVideoFeatures]`: One a video.
-
-        Raises:
-            VirstError: The counts do not fit the tensors.
-        """
-        self._check_video_inputs(pixel_values_videos, num_vlm_frames, sam_pixel_values, num_frames)
-        clips = pixel_values_videos.split(num_vlm_frames.tolist())
-        graph = torch.is_grad_enabled() and not keep_frames
-        with torch.set_grad_enabled(graph):
-            embeds = [self.model.get_video_features(clip) for clip in clips]
-        if sam_pixel_values is None:
-            return [VirstVideoFeatures(tokens, len(clip) == 1) for tokens, clip in zip(embeds, clips, strict=True)]
-        out = []
-        seg_indices = self._split_seg_indices(seg_frame_indices, num_seg_frames, len(clips))
-        for i, pixels in enumerate(sam_pixel_values.split(num_frames.tolist())):
-            pinned = range(len(pixels)) if keep_frames else seg_indices[i]
-            detailed = None if supervised is None else supervised[i]
-            # A graph would hold the stride-4 maps that go into the mask decoder's convolutions: four times as much.
-            with torch.set_grad_enabled(graph):
-                store = FrameStore(self.model.segmenter, pixels, pinned, detailed, frames_per_batch)
-            features = VirstVideoFeatures(
-                video_embeds=embeds[i],
-                is_image=len(clips[i]) == 1,
-                seg_features=store.seg_features(seg_indices[i]),
-                seg_frame_indices=seg_indices[i],
-                num_frames=len(pixels),
-                frames=store,
-            )
-            out.append(features)
-        return out
-
-    def _check_video_inputs(
-        self, clips: Tensor, num_vlm_frames: Tensor, pixels: Tensor | None, num_frames: Tensor | None
-    ) -> None:
-        """Raise a `VirstError` where counts, sizes and tensors do not fit together."""
-        parts = [("pixel_values_videos", clips, num_vlm_frames, self.config.vision_config.image_size)]
-        if pixels is not None:
-            parts.append(("sam_pixel_values", pixels, num_frames, self.config.segmenter_config.image_size))
-        for name, tensor, counts, side in parts:
-            if counts is None or len(tensor) != int(counts.sum()):
-                total = "are missing" if counts is None else f"add up to {int(counts.sum())}"
-                raise VirstError(f"{name} has {len(tensor)} frames, but the counts of frames {total}.")
-            if tuple(tensor.shape[1:]) != (3, side, side):
-                raise VirstError(
-                    f"{name} has shape {tuple(tensor.shape)}, but this model takes (frames, 3, {side}, {side}). Load "
-                    "the processor that was saved with the model."
-                )
-
-    def group_texts(
-        self, input_ids: Tensor, attention_mask: Tensor | None, video_indices: Tensor | None, num_videos: int
-    ) -> tuple[list[Tensor], list[list[int]]]:
-        """Texts without padding, and for each video the texts about it."""
-        rows = unpad_rows(input_ids, attention_mask)
-        if video_indices is None:
-            if num_videos not in (1, len(rows)):
-                raise VirstError(f"{len(rows)} texts about {num_videos} videos: say which with video_indices.")
-            video_indices = torch.zeros(len(rows)) if num_videos == 1 else torch.arange(len(rows))
-        owners = [int(i) for i in video_indices]
-        if len(owners) != len(rows) or any(not 0 <= i < num_videos for i in owners):
-            raise VirstError(
-                f"video_indices {owners} does not name one of {num_videos} videos for each of {len(rows)} texts."
-            )
-        return rows, [[i for i, owner in enumerate(owners) if owner == video] for video in range(num_videos)]
 
     # --- segmentation ------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -213,18 +113,6 @@ class VirstForVideoSegmentation(StreamingMixin, VirstPreTrainedModel, Generation
             original_sizes=original_sizes,
         )
 
-    def _resolve_features(
-        self, features: Sequence[VirstVideoFeatures] | VirstVideoFeatures | None, video_inputs: dict[str, Tensor]
-    ) -> list[VirstVideoFeatures]:
-        """Features that were given, or those of the given pixels, held no longer than needed."""
-        if isinstance(features, VirstVideoFeatures):
-            return [features]
-        if features is not None:
-            return list(features)
-        if any(video_inputs.get(name) is None for name in ("sam_pixel_values", "pixel_values_videos")):
-            raise VirstError("No video: give the processor's video tensors, or `features` from encode_video().")
-        return self.encode_video(**video_inputs, keep_frames=False)
-
     def _check_seg_tokens(self, rows: Sequence[Tensor]) -> None:
         wanted = self.config.st_fusion_config.num_seg_tokens
         for row in rows:
@@ -245,7 +133,8 @@ class VirstForVideoSegmentation(StreamingMixin, VirstPreTrainedModel, Generation
         """Hidden states at the [SEG] positions, `(len(rows), num_seg_tokens, text_width)`; the prefix is shared."""
         embeds = self.model.embed_text(rows, video.video_embeds, video.seg_features)
         prefix = self._prefix_length(rows)
-        hidden = states_after_prefix(self.model.language_model, embeds, prefix)
+        known = None if not prefix else video.prefixes
+        hidden = states_after_prefix(self.model.language_model, embeds, prefix, known, rows[0][:prefix])
         is_seg = [row[prefix:] == self.config.seg_token_id for row in rows]
         return torch.stack([hidden[i, : len(seg)][seg.to(hidden.device)] for i, seg in enumerate(is_seg)])
 
@@ -505,14 +394,6 @@ class VirstForVideoSegmentation(StreamingMixin, VirstPreTrainedModel, Generation
             past_key_values=past_key_values,
         )
         return output if return_dict is not False else output.to_tuple()
-
-    def _split_seg_indices(
-        self, seg_frame_indices: Tensor | None, num_seg_frames: Tensor | None, num_videos: int
-    ) -> list[list[int]]:
-        """Source frames of the `T_seg` frames of each video; empty for videos without a SAM view."""
-        if seg_frame_indices is None:
-            return [[] for _ in range(num_videos)]
-        return [part.tolist() for part in seg_frame_indices.split(num_seg_frames.tolist())]
 
     def _embed_texts(
         self, features: Sequence[VirstVideoFeatures], groups: list[list[int]], rows: Sequence[Tensor]

@@ -307,6 +307,7 @@ def make_window(
         seg_frame_indices=seg,
         num_frames=len(sam),
         frames=store,
+        prefixes={} if keep_frames else None,
     )
     return Window(start, features, len(vlm), size)
 

@@ -1,9 +1,11 @@
 """Helpers around the language model: padding rows of embeddings, and one prefix shared by many expressions."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 __all__ = ["packed_states", "pad_rows", "shared_prefix_length", "states_after_prefix", "unpad_rows"]
 
@@ -61,13 +63,23 @@ def shared_prefix_length(rows: Sequence[Tensor], video_token_id: int) -> int:
     return end if alike else 0
 
 
-def states_after_prefix(language_model: nn.Module, rows: Sequence[Tensor], prefix_length: int) -> Tensor:
+def states_after_prefix(
+    language_model: nn.Module,
+    rows: Sequence[Tensor],
+    prefix_length: int,
+    known: dict[tuple[int, ...], Cache] | None = None,
+    prefix_ids: Tensor | None = None,
+) -> Tensor:
     """Hidden states behind a prefix that all rows share: the prefix is computed once, its keys and values are reused.
 
     Args:
         language_model (`torch.nn.Module`): A decoder of `transformers` that takes `inputs_embeds`.
         rows (`Sequence[torch.Tensor]`): Embeddings of shape `(length_i, width)`, equal in the first `prefix_length`.
         prefix_length (`int`): Length of the prefix; 0 runs each row on its own from the start.
+        known (`dict`, *optional*): Keys and values of prefixes of this video by their ids; taken from there, or put
+            there for the next call.
+        prefix_ids (`torch.LongTensor` of shape `(prefix_length,)`, *optional*): Ids of the prefix, where there is
+            `known`.
 
     Returns:
         `torch.Tensor` of shape `(len(rows), max length - prefix_length, width)`: Final norm included; rows are padded
@@ -76,7 +88,14 @@ def states_after_prefix(language_model: nn.Module, rows: Sequence[Tensor], prefi
     suffix, mask = pad_rows([row[prefix_length:] for row in rows])
     if prefix_length == 0:
         return language_model(inputs_embeds=suffix, attention_mask=mask, use_cache=False).last_hidden_state
-    cache = language_model(inputs_embeds=rows[0][None, :prefix_length], use_cache=True).past_key_values
+    name = None if known is None else tuple(prefix_ids.tolist())
+    cache = None if known is None else known.get(name)
+    if cache is None:
+        cache = language_model(inputs_embeds=rows[0][None, :prefix_length], use_cache=True).past_key_values
+        if known is not None:
+            known[name] = cache
+    if known is not None:
+        cache = copy.deepcopy(cache)  # the texts are written behind it
     cache.batch_repeat_interleave(len(rows))
     positions = torch.arange(prefix_length, prefix_length + suffix.shape[1], device=suffix.device)
     return language_model(
