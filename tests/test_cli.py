@@ -254,7 +254,7 @@ def test_bad_input_gives_one_line_and_no_output(bad_inputs: dict[str, tuple[list
 def test_output_that_cannot_be_written_is_told_before_the_work(
     model: Path, folder: Path, tmp_path: Path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(virst_hf.VirstForVideoSegmentation, "segment", None)
+    monkeypatch.setattr(virst_hf.VirstForVideoSegmentation, "stream", None)
     (tmp_path / "file").write_text("")
     command = ["segment", str(folder), "it", "--model", str(model), "--output", str(tmp_path / "file" / "masks")]
     assert main(command) == 2
@@ -262,14 +262,13 @@ def test_output_that_cannot_be_written_is_told_before_the_work(
 
 
 def test_scores_that_are_no_numbers_are_an_error(model: Path, folder: Path, tmp_path: Path, monkeypatch, capsys):
-    segment_video = virst_hf.VirstForVideoSegmentation.segment
+    stream = virst_hf.VirstForVideoSegmentation.stream
 
-    def overflow(self, **inputs):
-        outputs = segment_video(self, **inputs)
-        outputs.object_scores[0][1] = float("nan")
-        return outputs
+    def overflow(self, *args):
+        for frame in stream(self, *args):
+            yield frame._replace(scores=frame.scores * float("nan")) if frame.index == 1 else frame
 
-    monkeypatch.setattr(virst_hf.VirstForVideoSegmentation, "segment", overflow)
+    monkeypatch.setattr(virst_hf.VirstForVideoSegmentation, "stream", overflow)
     assert main(["segment", str(folder), "it", "--model", str(model), "--output", str(tmp_path / "out")]) == 2
     assert "--dtype float32" in one_line(capsys)
     assert not (tmp_path / "out").exists()

@@ -156,20 +156,26 @@ class VirstSession:
             VideoError: The frames cannot be read, or are of another size.
         """
         window = self._encode(open_video(frames))
-        found: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        found: dict[int, list[tuple[Tensor, Tensor, Tensor, bool]]] = {}
         for numbers, tracker in self._groups:
             for frame in tracker.segment(window):
-                for number, mask, score in zip(numbers, frame.masks, frame.scores, strict=True):
-                    found.setdefault(number, []).append((mask, score))
+                for number, *parts in zip(numbers, frame.masks, frame.scores, frame.iou_scores, strict=True):
+                    found.setdefault(number, []).append((*parts, frame.is_anchor))
         for number, parts in found.items():
-            self._masks[number].extend(mask for mask, _ in parts)
-        empty = torch.zeros(0, *window.size, dtype=torch.bool), torch.zeros(0)
-        out = []
-        for frame in range(window.features.num_frames):
-            parts = [found[number][frame] for number in sorted(found)]
-            masks, scores = map(torch.stack, zip(*parts, strict=True)) if parts else empty
-            out.append(StreamedFrame(window.start + frame, masks, scores))
-        return out
+            self._masks[number].extend(mask for mask, *_ in parts)
+        return [self._joined(window, frame, found) for frame in range(window.features.num_frames)]
+
+    def _joined(
+        self, window: Window, frame: int, found: dict[int, list[tuple[Tensor, Tensor, Tensor, bool]]]
+    ) -> StreamedFrame:
+        """One frame of all expressions."""
+        if not found:
+            masks, empty = torch.zeros(0, *window.size, dtype=torch.bool), torch.zeros(0)
+            return StreamedFrame(window.start + frame, masks, empty, empty, False)
+        masks, scores, ious, anchors = zip(*(found[number][frame] for number in sorted(found)), strict=True)
+        return StreamedFrame(
+            window.start + frame, torch.stack(masks), torch.stack(scores), torch.stack(ious), anchors[0]
+        )
 
     def _encode(self, source: Iterable[np.ndarray]) -> Window:
         """Encode frames as the next window."""

@@ -47,11 +47,15 @@ class StreamedFrame(NamedTuple):
         index (`int`): The frame, from 0.
         masks (`torch.BoolTensor` of shape `(num_expressions, height, width)`): At the size of the video, on the CPU.
         scores (`torch.FloatTensor` of shape `(num_expressions,)`): Object scores, logits; <= 0 is absent.
+        iou_scores (`torch.FloatTensor` of shape `(num_expressions,)`): The predicted IoU of each mask.
+        is_anchor (`bool`): Whether the frame was an anchor.
     """
 
     index: int
     masks: Tensor
     scores: Tensor
+    iou_scores: Tensor
+    is_anchor: bool
 
 
 class Window(NamedTuple):
@@ -149,7 +153,7 @@ def _uniform(
         store.tops.clear()
         del features, survey, known
         for index, masks in track_video(memory, store, length, prompts):
-            yield _streamed(index, masks, size)
+            yield _streamed(index, masks, size, index in prompts)
     if broken is not None:
         raise broken
 
@@ -197,11 +201,11 @@ def _rows(processor: VirstProcessor, texts: Sequence[str], num_vlm_frames: int) 
     return unpad_rows(inputs["input_ids"], inputs["attention_mask"])
 
 
-def _streamed(index: int, masks: FrameMasks, size: tuple[int, int]) -> StreamedFrame:
+def _streamed(index: int, masks: FrameMasks, size: tuple[int, int], is_anchor: bool) -> StreamedFrame:
     """Masks of a frame at the size of the video."""
-    scores = masks.object_scores.detach().cpu()
+    scores, ious = masks.object_scores.detach().cpu(), masks.iou_scores.detach().cpu()
     drawn = np.stack(list(iter_masks(masks.gated_logits, masks.object_scores, size)))
-    return StreamedFrame(index, torch.from_numpy(drawn), scores)
+    return StreamedFrame(index, torch.from_numpy(drawn), scores, ious, is_anchor)
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------
@@ -359,7 +363,7 @@ class WindowTracker:
         shifted = {window.start + frame: prompt for frame, prompt in prompts.items()}
         frames = range(window.start, window.start + video.num_frames)
         for index, found in track_frames(self.memory, lambda t: video.frames(t - window.start), frames, shifted):
-            yield _streamed(index, found, window.size)
+            yield _streamed(index, found, window.size, index in shifted)
 
     def remove(self, index: int) -> None:
         """Follow an expression no longer.

@@ -11,9 +11,7 @@ from ..errors import VirstError
 from .options import add_model_options, add_video_options, load, open_selected_frames
 
 if TYPE_CHECKING:
-    from ..modeling_outputs import VirstSegmentationOutput
-    from ..modeling_virst import VirstForVideoSegmentation
-    from ..processing_virst import VirstProcessor
+    from ..streaming import StreamedFrame
     from ..video_io import VideoSource
 
 __all__ = ["add_parser", "check_output", "output_folder", "run"]
@@ -51,22 +49,17 @@ def run(args: argparse.Namespace) -> None:
     output = check_output(args.output, args.overwrite)
     video = open_selected_frames(args)
     processor, model = load(args)
-    # The inputs stay on the CPU: the model fetches a few frames at a time, so a long video needs no more of a GPU.
-    inputs = processor(videos=video, text=args.texts)
     # Opened before the work begins: a place that cannot be written is told at once.
     with output_folder(output) as folder:
-        with encoding_progress(model, video.num_frames):
-            outputs = model.segment(**inputs)
-        check_scores(outputs)
-        write_results(folder, video, args.texts, processor, outputs)
+        write_results(folder, video, args.texts, model.stream(video, args.texts, processor))
     expressions = "1 expression" if len(args.texts) == 1 else f"{len(args.texts)} expressions"
     frames = "1 frame" if video.num_frames == 1 else f"{video.num_frames} frames"
     print(f"Wrote the masks of {expressions} in {frames}, {JSON_NAME} and {OVERLAY_NAME} to {output}")
 
 
-def check_scores(outputs: "VirstSegmentationOutput") -> None:
+def check_scores(frame: "StreamedFrame") -> None:
     """Raise a `VirstError` where the model gave no numbers: its masks would be empty, as if nothing were there."""
-    if not all(bool(scores.isfinite().all()) for scores in outputs.object_scores):
+    if not bool(frame.scores.isfinite().all()):
         raise VirstError(
             "The model gave scores that are no numbers. Half precision may overflow: try --dtype float32."
         )
@@ -135,66 +128,37 @@ def output_folder(output: Path) -> Iterator[Path]:
             raise
 
 
-@contextmanager
-def encoding_progress(model: "VirstForVideoSegmentation", num_frames: int) -> Iterator[None]:
-    """Show how many frames have gone through the SAM encoder, which takes most of the time and sees each frame once.
-
-    Args:
-        model ([`VirstForVideoSegmentation`]): The model that will segment.
-        num_frames (`int`): Frames of the video.
-    """
-    from tqdm import tqdm
-
-    with tqdm(total=num_frames, desc="segmenting", unit="frame") as bar:
-
-        def count(_module: Any, inputs: tuple, _output: Any) -> None:
-            bar.update(len(inputs[0]))
-
-        handle = model.model.segmenter.image_encoder.register_forward_hook(count)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-
-def write_results(
-    folder: Path,
-    video: "VideoSource",
-    texts: list[str],
-    processor: "VirstProcessor",
-    outputs: "VirstSegmentationOutput",
-) -> None:
-    """Write mask PNGs, masks.json and overlay.mp4; one frame of the video is in memory at a time."""
+def write_results(folder: Path, video: "VideoSource", texts: list[str], stream: Iterator["StreamedFrame"]) -> None:
+    """Write mask PNGs, masks.json and overlay.mp4 as the masks come; one frame of the video is in memory at a time."""
     from tqdm import tqdm
 
     from ..rendering import VideoWriter, draw_overlay, write_json, write_mask
     from ..rle import encode_rle
 
-    size = (video.height, video.width)
-    streams = [
-        processor.iter_masks(logits, scores, size)
-        for logits, scores in zip(outputs.mask_logits, outputs.object_scores, strict=True)
+    expressions = [
+        {"index": i, "text": text, "object_scores": [], "iou_scores": [], "anchor_frames": [], "masks": []}
+        for i, text in enumerate(texts)
     ]
-    for index in range(len(texts)):
-        (folder / str(index)).mkdir()
-    rles: list[list[dict[str, Any]]] = [[] for _ in texts]
-    frames = tqdm(zip(video, *streams, strict=True), desc="writing", unit="frame", total=video.num_frames)
-    with VideoWriter(folder / OVERLAY_NAME, *size, fps=video.fps) as writer:
-        for t, (frame, *masks) in enumerate(frames):
-            for index, mask in enumerate(masks):
-                write_mask(folder / str(index) / f"{t:05d}.png", mask)
-                rles[index].append(encode_rle(mask))
+    for expression in expressions:
+        (folder / str(expression["index"])).mkdir()
+    both = tqdm(zip(stream, video, strict=True), desc="segmenting", unit="frame", total=video.num_frames)
+    with VideoWriter(folder / OVERLAY_NAME, video.height, video.width, fps=video.fps) as writer:
+        for found, frame in both:
+            check_scores(found)
+            masks = list(found.masks.numpy())
+            for i, (expression, mask) in enumerate(zip(expressions, masks, strict=True)):
+                write_mask(folder / str(i) / f"{found.index:05d}.png", mask)
+                expression["masks"].append(encode_rle(mask))
+                expression["object_scores"].append(float(found.scores[i]))
+                expression["iou_scores"].append(float(found.iou_scores[i]))
+                if found.is_anchor:
+                    expression["anchor_frames"].append(found.index)
             writer.write(draw_overlay(frame, masks, texts))
-    write_json(folder / JSON_NAME, describe(video, texts, outputs, rles))
+    write_json(folder / JSON_NAME, {**describe(video), "expressions": expressions})
 
 
-def describe(
-    video: "VideoSource",
-    texts: list[str],
-    outputs: "VirstSegmentationOutput",
-    rles: list[list[dict[str, Any]]],
-) -> dict[str, Any]:
-    """The content of masks.json."""
+def describe(video: "VideoSource") -> dict[str, Any]:
+    """What masks.json says of the video."""
     return {
         "video": video.name,
         "height": video.height,
@@ -202,15 +166,4 @@ def describe(
         "fps": video.fps,
         "num_frames": video.num_frames,
         "frame_times": list(video.frame_times),
-        "expressions": [
-            {
-                "index": index,
-                "text": text,
-                "object_scores": outputs.object_scores[index].tolist(),
-                "iou_scores": outputs.iou_scores[index].tolist(),
-                "anchor_frames": list(outputs.anchor_indices[index]),
-                "masks": rles[index],
-            }
-            for index, text in enumerate(texts)
-        ],
     }
