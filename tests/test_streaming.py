@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from virst_hf import VirstForVideoSegmentation, VirstProcessor, open_video
-from virst_hf.errors import VideoError, VirstError
+from virst_hf.errors import ConfigError, VideoError, VirstError
 from virst_hf.frame_reader import LazyFrames, read_ahead
+from virst_hf.modules.tracker import TrackingOptions
 from virst_hf.streaming import WindowTracker, windows_of
 from virst_hf.untrained import untrained_model, untrained_processor
 from virst_hf.video_io import VideoSource
@@ -183,3 +184,64 @@ def test_lazy_frames_give_known_ones_at_any_time():
             lazy[[2]]
         with pytest.raises(VideoError, match="ends after 12"):
             lazy[[12]]
+
+
+# --- ways to be faster -----------------------------------------------------------------------------------------------
+def logits_of(model: VirstForVideoSegmentation, processor: VirstProcessor, tracking: TrackingOptions) -> torch.Tensor:
+    outputs = model.segment(**processor(videos=video(26), text=TEXTS), tracking=tracking)
+    return torch.stack(outputs.mask_logits)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 50])
+def test_chunks_of_expressions_change_nothing(model: VirstForVideoSegmentation, processor: VirstProcessor, chunk: int):
+    torch.testing.assert_close(
+        logits_of(model, processor, TrackingOptions(chunk=chunk)), logits_of(model, processor, TrackingOptions())
+    )
+
+
+def test_frames_between_are_interpolated(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    inputs = processor(videos=video(26), text=TEXTS)
+    outputs = model.segment(**inputs, tracking=TrackingOptions(stride=3))
+    anchors = outputs.anchor_indices[0]
+    tracked = [t for t in range(26) if t % 3 == 0 or t in anchors or t == 25]
+    assert TrackingOptions(stride=3).tracked(range(26), anchors) == tracked
+    for name in ("object_scores", "iou_scores"):
+        values = torch.stack(getattr(outputs, name)).numpy()
+        for row in values:
+            np.testing.assert_allclose(row, np.interp(np.arange(26), tracked, row[tracked]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_stride_encodes_fewer_frames(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    seen = []
+    encoder = model.model.segmenter.image_encoder
+    hook = encoder.register_forward_hook(lambda m, inputs, out: seen.append(len(inputs[0])))
+    try:
+        frames = list(model.stream(video(150), TEXTS, processor, tracking=TrackingOptions(stride=4)))
+    finally:
+        hook.remove()
+    assert [frame.index for frame in frames] == list(range(150))
+    pinned = processor.video_processor.max_seg_frames
+    assert sum(seen) <= 150 / 4 + pinned + 1
+
+
+@pytest.mark.parametrize("recent", [0, 2])
+def test_fewer_recent_frames_are_attended_to(
+    model: VirstForVideoSegmentation, processor: VirstProcessor, recent: int, monkeypatch: pytest.MonkeyPatch
+):
+    segmenter = model.model.segmenter
+    lengths = []
+    attend = segmenter.attend_to_memory
+
+    def counted(frame, memory, positions, num_pointers):
+        lengths.append((len(memory) - num_pointers) // frame.top.shape[-1] ** 2)
+        return attend(frame, memory, positions, num_pointers)
+
+    monkeypatch.setattr(segmenter, "attend_to_memory", counted)
+    logits_of(model, processor, TrackingOptions(recent=recent))
+    assert max(lengths) == model.config.anchor_config.num_anchors + recent
+
+
+def test_bad_options():
+    for arguments in ({"chunk": 0}, {"recent": -1}, {"stride": 0}, {"stride": 1.5}):
+        with pytest.raises(ConfigError, match=f"{next(iter(arguments))} must be"):
+            TrackingOptions(**arguments)

@@ -149,6 +149,7 @@ class VirstForVideoSegmentation(VideoEncodingMixin, StreamingMixin, VirstPreTrai
         """Logits, object scores, IoU scores and anchors of each expression on one video, tracked in lockstep."""
         anchors = self.anchor_prompts(video, rows)
         memory = self.empty_memory(video.num_frames, video.is_image, tracking)
+        video.frames.wanted = tracking.tracked(range(video.num_frames), anchors)
         side = self.config.segmenter_config.low_res_size
         logits = torch.empty(len(rows), video.num_frames, side, side)
         scores, ious = torch.empty(2, len(rows), video.num_frames).unbind(0)

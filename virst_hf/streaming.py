@@ -152,6 +152,7 @@ def _uniform(
         # Only the pinned frames are needed from here on.
         store.tops.clear()
         del features, survey, known
+        store.wanted = tracking.tracked(range(length), prompts)
         for index, masks in track_video(memory, store, length, prompts):
             yield _streamed(index, masks, size, index in prompts)
     if broken is not None:
@@ -360,6 +361,7 @@ class WindowTracker:
         for anchor in [anchor for anchor in self.memory.anchors if anchor < self._last_start]:
             del self.memory.anchors[anchor]
         self._last_start = window.start
+        video.frames.wanted = self.memory.options.tracked(range(video.num_frames), prompts)
         shifted = {window.start + frame: prompt for frame, prompt in prompts.items()}
         frames = range(window.start, window.start + video.num_frames)
         for index, found in track_frames(self.memory, lambda t: video.frames(t - window.start), frames, shifted):

@@ -1,5 +1,6 @@
 """Features of a video's frames: each frame is encoded once, only what is still needed is held."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -43,6 +44,8 @@ class FrameStore:
         self.pixel_values = pixel_values
         self.batch_size = batch_size
         self.release = release
+        # Ascending frames that will be asked for; all of them when not set.
+        self.wanted: Sequence[int] | None = None
         self.window: dict[int, FrameFeatures] = {}
         frames = sorted(set(pinned))
         self.given = set(frames)
@@ -78,7 +81,8 @@ class FrameStore:
         if index in self.pinned:
             return self.pinned.pop(index) if self.release else self.pinned[index]
         if index not in self.window:
-            ahead = list(islice((i for i in range(index, len(self)) if i not in self.given), self.batch_size))
+            coming = range(index, len(self)) if self.wanted is None else self.wanted[bisect_left(self.wanted, index) :]
+            ahead = list(islice((i for i in coming if i not in self.given), self.batch_size))
             self.window.clear()
             self.window.update(self.encode(ahead))
         return self.window[index]
