@@ -104,7 +104,7 @@ def segment_as_release(
     sam_pixel_values: Tensor,
     seg_frame_indices: Tensor,
     **_: object,
-) -> list[Tensor]:
+) -> list[tuple[Tensor, Tensor]]:
     """Segment one video on the release's schedule, one expression after the other.
 
     Args:
@@ -116,7 +116,8 @@ def segment_as_release(
         seg_frame_indices (`torch.LongTensor` of shape `(T_seg,)`): Frames that the fusions look at.
 
     Returns:
-        `list[torch.Tensor]`: For each expression the logits of `segment`, `(num_frames, S / 4, S / 4)`.
+        `list[tuple[torch.Tensor, torch.Tensor]]`: For each expression the logits of `segment`,
+        `(num_frames, S / 4, S / 4)`, and its object scores, `(num_frames,)`.
     """
     seg_frames = seg_frame_indices.tolist()
     out = []
@@ -142,8 +143,10 @@ def release_prompts(
     return {frame: prompts[:, :, position] for frame, position in anchors.items()}
 
 
-def track_as_release(model: VirstForVideoSegmentation, video: ReleaseVideo, prompts: dict[int, Tensor]) -> Tensor:
-    """Logits `(num_frames, S / 4, S / 4)` of one expression."""
+def track_as_release(
+    model: VirstForVideoSegmentation, video: ReleaseVideo, prompts: dict[int, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Logits `(num_frames, S / 4, S / 4)` and object scores `(num_frames,)` of one expression."""
     segmenter, config, num_frames = model.model.segmenter, model.config, len(video.frames)
     length = max(num_frames, config.anchor_config.min_frames)
     multimask = config.segmenter_config.multimask_output
@@ -159,4 +162,6 @@ def track_as_release(model: VirstForVideoSegmentation, video: ReleaseVideo, prom
     for index in range(num_frames):
         if index not in prompts:
             masks[index] = memory.propagate(index, video.encode(index))
-    return torch.stack([masks[index].gated_logits[0].cpu() for index in range(num_frames)])
+    ordered = [masks[index] for index in range(num_frames)]
+    logits = torch.cat([found.gated_logits.cpu() for found in ordered])
+    return logits, torch.cat([found.object_scores.cpu() for found in ordered])
