@@ -91,7 +91,7 @@ def pretrain(
                 "step": step + 1,
                 "seconds": seconds,
                 **numbers,
-                **{key: round(float(term), 4) for key, term in terms.items()},
+                **{f"loss {key}": round(float(term), 4) for key, term in terms.items()},
             }
             with open(folder / f"{name}.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
