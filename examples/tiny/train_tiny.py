@@ -38,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 PARTS = ("tower", "segmenter", "tracking", "maps", "language", "joint")
 STAGES = ("alignment", "few_image", "propagation")
 CLIPS = {"train": 8000, "held_out": 200}
-STEPS = {"tower": 2400, "segmenter": 2600, "tracking": 1200, "language": 3000, "joint": 1500}
+STEPS = {"tower": 2400, "segmenter": 2600, "tracking": 1200, "language": 3000, "joint": 1000}
 # Videos on disk for the stages: the Shapes benchmark's own splits, of another seed than its default.
 VIDEOS = {"train": 1500, "valid": 30}
 SEED = 7
