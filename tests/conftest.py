@@ -80,3 +80,27 @@ def clip():
 @pytest.fixture(scope="session")
 def clip_maker():
     return make_clip
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """A folder with the small model, to train from."""
+    from virst_hf.untrained import make_untrained_model
+
+    return make_untrained_model(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="session")
+def trained(base):
+    """It after the first two stages. A test must not change it."""
+    from adapter_fixtures import train_two_stages
+
+    return train_two_stages(base)
+
+
+@pytest.fixture(scope="session")
+def adapter(trained, base, processor, tmp_path_factory):
+    """The adapter folder of that."""
+    from adapter_fixtures import write_adapter
+
+    return write_adapter(trained, base, processor, tmp_path_factory.mktemp("adapter") / "final")

@@ -34,8 +34,26 @@ def launch() -> None:
     # On a CPU DeepSpeed compiles an all-reduce of its own, for inference, which takes a minute; no setting turns that
     # off. ZeRO uses gloo either way.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "SEEN" in os.environ:
+        tell_what_is_added_up(Path(os.environ["SEEN"]))
     sys.argv[0] = str(ROOT / "examples" / "train.py")
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def tell_what_is_added_up(path: Path) -> None:
+    """Write down the types of weights and gradients that a step of ZeRO-2 finds."""
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    step = DeepSpeedZeroOptimizer.step
+
+    def seen(self, *args, **kwargs):
+        if os.environ["RANK"] == "0":
+            gradients = {str(grad.dtype) for group in self.averaged_gradients.values() for grad in group}
+            weights = {str(weight.dtype) for group in self.bit16_groups for weight in group}
+            path.write_text(json.dumps([*sorted(weights), *sorted(gradients), self.check_grad_overflow]))
+        return step(self, *args, **kwargs)
+
+    DeepSpeedZeroOptimizer.step = seen
 
 
 def free_port() -> int:
@@ -150,6 +168,16 @@ def test_zero2_writes_weights_that_load(plain, zero2, processor, clip):
 
 
 @pytest.mark.slow
+def test_zero2_in_bfloat16_adds_gradients_up_in_float32(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen.json"))
+    options = ["--bf16", "true", "--use_cpu", "true", "--max_steps", "1", "--save_steps", "1"]
+    options += ["--deepspeed", str(CONFIGS / "zero2.json")]
+    (step,) = train(config, tmp_path / "run", *options)
+    assert values([step], "loss", "grad_norm").isfinite().all()
+    assert json.loads((tmp_path / "seen.json").read_text()) == ["torch.bfloat16", "torch.float32", True]
+
+
+@pytest.mark.slow
 def test_zero3_writes_whole_weights_that_load(config, tmp_path, processor, clip):
     """ZeRO-3 gathers the weights of each module when it runs, so all processes must run the same ones: one kind of
     draws, and a stage that supervises anchors alone."""
@@ -214,7 +242,9 @@ def test_configs_leave_to_the_run_what_is_the_runs():
         assert content["zero_optimization"]["stage"] == stage
         for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
             assert content[key] == "auto"
-        assert content["bf16"] == {"enabled": "auto"} and content["gradient_clipping"] == "auto"
+        assert content["bf16"]["enabled"] == content["gradient_clipping"] == "auto"
+        # Else those of 16 micro-batches would be added up in bfloat16.
+        assert content["data_types"] == {"grad_accum_dtype": "fp32"}
         # Optimiser and schedule are the Trainer's: DeepSpeed's own would need other settings, and compiled ones.
         assert not {"optimizer", "scheduler"} & content.keys()
     assert content["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True

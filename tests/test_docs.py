@@ -77,7 +77,7 @@ def test_python_of_the_pages_runs(page: str, demo: Path, monkeypatch):
 def test_examples(demo: Path, tmp_path: Path):
     build = demo / "build" / "demo"
     with av.open(str(build / "shapes.mp4")) as container:
-        assert len(list(container.decode(video=0))) == 24
+        assert len(list(container.decode(video=0))) == 36
     printed = run_example(
         "segment_video",
         str(build / "shapes.mp4"),
@@ -88,7 +88,7 @@ def test_examples(demo: Path, tmp_path: Path):
     )
     assert "out.mp4" in printed
     with av.open(str(tmp_path / "out.mp4")) as container:
-        assert len(list(container.decode(video=0))) == 24
+        assert len(list(container.decode(video=0))) == 36
 
 
 def test_examples_are_short():

@@ -361,7 +361,7 @@ def test_the_best_checkpoint_is_kept_and_becomes_the_result(work, tmp_path, proc
 
 
 def test_plans():
-    assert Validation(data=[{"name": "own"}]).metric == "loss"
+    assert Validation(data=[{"name": "own", "root": "."}]).metric == "loss"
     assert Validation(protocol="shapes-valid", root=".").metric == "J&F"
 
 

@@ -218,7 +218,7 @@ def test_the_best_checkpoint_is_found_where_the_run_is_now(work, tmp_path, monke
     """Its folder is moved, and then named by a relative path."""
     plan = {"validation": {"data": work.sources("rvos"), "samples": 1}, "save_steps": 1}
     path = work.config(tmp_path / "run", data=work.sources("rvos"), max_steps=2, **plan)
-    scores = iter([1.0, 2.0, 3.0, 4.0])
+    scores = iter([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     inner = VirstTrainer.evaluation_loop
 
     def scored(self, *args, **kwargs):
@@ -239,6 +239,13 @@ def test_the_best_checkpoint_is_found_where_the_run_is_now(work, tmp_path, monke
         (tmp_path / "moved" / name / "trained_modules.safetensors").read_bytes() for name in kept[:1] + ["final"]
     )
     assert best == final
+    # A new folder for what comes after it: the best one stays where it is.
+    later = ["--config", str(path), "--output_dir", "later", "--max_steps"]
+    assert example().main([*later, "5", "--resume_from_checkpoint", "moved/checkpoint-4"]) == 0
+    assert example().main([*later, "6"]) == 0
+    state = json.loads((tmp_path / "later" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "moved" / "checkpoint-1")
+    assert (tmp_path / "later" / "final" / "trained_modules.safetensors").read_bytes() == best
 
 
 def test_a_folder_replaces_one_of_its_name(tmp_path):

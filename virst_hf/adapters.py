@@ -296,13 +296,12 @@ def find_file(name: str | os.PathLike, file: str, **hub_options: Any) -> Path | 
     # Of a name that cannot be on the Hub the client would complain in its own words.
     if folder.exists() or str(name).count("/") > 1 or not str(name)[:1].isalnum():
         return folder / file if (folder / file).is_file() else None
-    silent = {
-        f"_raise_exceptions_for_{what}": False for what in ("gated_repo", "missing_entries", "connection_errors")
-    }
+    kinds = ("gated_repo", "missing_entries", "connection_errors")
+    silent = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
     try:
         found = cached_file(str(name), file, **hub_options, **silent)
     except OSError:  # no such repository: loading a model of that name will say so
-        return None
+        found = None
     return None if found is None else Path(found)
 
 
@@ -408,9 +407,7 @@ def save_adapter(
     return Path(folder)
 
 
-def _trained_tensors(
-    model: PreTrainedModel, state: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _trained_tensors(model: PreTrainedModel, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
     """Tensors of LoRA under peft's names, and all others that differ from the base under theirs."""
     # What an earlier stage trained and this one does not goes along.
     kept = {base_name(name) for name, p in model.named_parameters() if p.requires_grad} | model.overlaid_tensors

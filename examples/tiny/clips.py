@@ -5,7 +5,6 @@ are mapped into memory: a step then reads what it needs in a millisecond.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from virst_hf.data.shapes_maker.drawing import draw_scene, draw_texture, visible
 from virst_hf.data.shapes_maker.expressions import video_expressions
 from virst_hf.data.shapes_maker.questions import scene_questions
 from virst_hf.data.shapes_maker.scene import COLORS, CORNERS, HEIGHT, WIDTH, Scene, Stream, make_scene
+from virst_hf.rendering import write_json
 
 __all__ = ["COLOR_NAMES", "FORM_NAMES", "HEADINGS", "MOST_OBJECTS", "MOTIONS", "Clips", "make_clips"]
 
@@ -111,9 +111,7 @@ def make_clips(folder: Path, name: str, count: int, num_proc: int = 2) -> None:
     for array in arrays.values():
         array.flush()
     # Last, and under its name only when it is whole: it says that the arrays are.
-    partial_file = folder / f"{name}.json.partial"
-    partial_file.write_text(json.dumps(known), encoding="utf-8")
-    os.replace(partial_file, folder / f"{name}.json")
+    write_json(folder / f"{name}.json", known)
 
 
 @dataclass

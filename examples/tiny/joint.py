@@ -19,7 +19,9 @@ from wording import Wording
 
 from virst_hf import VirstForVideoSegmentation, VirstOutput, VirstProcessor, VirstVideoFeatures
 from virst_hf.modules.frame_store import FrameStore
-from virst_hf.sampling import sample_training_frames
+from virst_hf.modules.losses import mask_iou
+from virst_hf.sampling import inference_anchors, sample_training_frames
+from virst_hf.training.trainer import LOSS_PARTS
 
 __all__ = ["JointTraining"]
 
@@ -28,9 +30,8 @@ ANCHORS, BEFORE, AFTER = 2, 1, 1
 # Heavier than in Eq. 16, where masks are good from the start.
 BCE_WEIGHT = 5.0
 FROZEN = ("model.vision_tower", "model.segmenter.image_encoder")
-LOSSES = ("token_loss", "bce_loss", "dice_loss", "occlusion_loss", "iou_loss")
-# Frames of a clip that are scored: anchors of inference and propagated ones.
-SCORED = ([0, 2, 5, 7], [1, 4])
+# Frames of a clip that are scored between the anchors of inference.
+SCORED_BETWEEN = [1, 4]
 
 
 class JointTraining:
@@ -56,6 +57,7 @@ class JointTraining:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(FROZEN))
         use_bfloat16(model.model.language_model)
+        self.anchors = inference_anchors(NUM_FRAMES, model.config.anchor_config.anchor_stride)
         self.parts = nn.ModuleDict({"model": model})
 
     def losses(self, step: int, rng: np.random.Generator) -> Mapping[str, Tensor]:
@@ -63,10 +65,9 @@ class JointTraining:
         choice = random.Random(int(rng.integers(2**62)))
         clips = rng.choice(len(self.train), CLIPS_A_STEP, replace=False).tolist()
         self.model.train()
-        self.model.config.bce_loss_weight = BCE_WEIGHT
         outputs = self.model(**self.batch(self.train, clips, choice, step % 2 == 1)[0])
-        self.model.config.bce_loss_weight = 1.0
-        return {name: outputs[name] for name in LOSSES}
+        terms = {name: outputs[name] for name in LOSS_PARTS}
+        return {**terms, "bce_loss": BCE_WEIGHT * terms["bce_loss"]}
 
     def scores(self) -> Mapping[str, float]:
         """Mean IoU of the supervised frames by type of expression, 1 where nothing is to be found and nothing is."""
@@ -76,7 +77,7 @@ class JointTraining:
             clips = list(range(start, min(start + 8, len(self.held_out))))
             batch, types = self.batch(self.held_out, clips, None, True)
             masks = [mask for mask in batch["mask_labels"] if mask is not None]
-            for kind, value in zip(types, _ious(self.model(**batch), masks), strict=True):
+            for kind, value in zip(types, self._ious(self.model(**batch), masks), strict=True):
                 found.setdefault(kind, []).append(value)
         return {name: float(np.mean(values)) for name, values in sorted(found.items())}
 
@@ -89,9 +90,10 @@ class JointTraining:
         frames: dict[str, list] = {"mask_labels": [], "anchor_indices": [], "propagation_indices": []}
         for clip, seen in zip(clips, tokens, strict=True):
             fact, video = source.facts[clip], self.model.model.projector.mlp(seen)
-            anchors, between = (
-                SCORED if choice is None else sample_training_frames(NUM_FRAMES, ANCHORS, BEFORE, AFTER, choice)
-            )
+            if choice is None:
+                anchors, between = self.anchors, SCORED_BETWEEN
+            else:
+                anchors, between = sample_training_frames(NUM_FRAMES, ANCHORS, BEFORE, AFTER, choice)
             supervised = sorted([*anchors, *between] if propagate else anchors)
             features.append(self._features(source, clip, video, supervised))
             objects = source.objects([clip])[0][supervised]
@@ -136,14 +138,11 @@ class JointTraining:
             frames=store,
         )
 
-
-def _ious(outputs: VirstOutput, masks: Sequence[Tensor]) -> list[float]:
-    """Mean IoU over its frames of each expression."""
-    values = []
-    for logits, scores, wanted in zip(outputs.mask_logits, outputs.object_scores, masks, strict=True):
-        resized = nn.functional.interpolate(logits[None], wanted.shape[-2:], mode="bilinear", align_corners=False)[0]
-        found = (resized > 0) & (scores > 0)[:, None, None]
-        union = (found | wanted).flatten(1).sum(1)
-        both = (found & wanted).flatten(1).sum(1)
-        values.append(float(torch.where(union > 0, both / union.clamp(min=1), 1.0).mean()))
-    return values
+    def _ious(self, outputs: VirstOutput, masks: Sequence[Tensor]) -> list[float]:
+        """Mean IoU over its frames of each expression."""
+        values = []
+        for logits, scores, wanted in zip(outputs.mask_logits, outputs.object_scores, masks, strict=True):
+            gated = self.model.model.segmenter.resize_logits(logits).where(scores[:, None, None] > 0, -1)
+            nothing = ~((gated > 0) | wanted).flatten(1).any(1)
+            values.append(float((mask_iou(gated, wanted.float()) + nothing).mean()))
+        return values

@@ -106,8 +106,9 @@ class LanguageTraining:
         states, starts = self._run(video, groups, maps)
         prompts = [prompt for group in groups for prompt in group]
         terms, scores = self._past_terms(source, clips, starts)
-        found, pointed = self._expression_terms(source, asked, states, prompts)
-        prompted, right = self._prompt_terms(source, clips, asked, states, prompts, maps)
+        targets = _targets(source, asked)
+        found, pointed = self._expression_terms(source, asked, targets, states, prompts)
+        prompted, right = self._prompt_terms(source, clips, asked, targets, states, prompts, maps)
         logits, wanted = self._token_logits(self._run(video, questions)[0], [q for group in questions for q in group])
         answers = {"answers": 1.5 * F.cross_entropy(torch.cat(logits), torch.cat(wanted))}
         scores["answers"] = [float((said.argmax(-1) == word).all()) for said, word in zip(logits, wanted, strict=True)]
@@ -172,6 +173,7 @@ class LanguageTraining:
         self,
         source: EncodedClips,
         asked: Sequence[tuple[int, dict[str, Any]]],
+        targets: tuple[Tensor, Tensor, Tensor],
         states: Sequence[Tensor],
         prompts: Sequence[tuple[Tensor, Tensor]],
     ) -> tuple[dict[str, Tensor], Tensor]:
@@ -184,7 +186,7 @@ class LanguageTraining:
         logits, wanted = self._token_logits(states, prompts)
         terms = {
             "pointer": 5 * _pointer_loss(pointed, share),
-            **self._where_terms("", self.parts["where"](seg).unflatten(-1, (NUM_FRAMES, 4)), source, asked),
+            **_where_terms("", self.parts["where"](seg).unflatten(-1, (NUM_FRAMES, 4)), targets),
             "words": 0.1 * F.cross_entropy(torch.cat(logits), torch.cat(wanted)),
         }
         return terms, _pointer_iou(pointed, share)
@@ -194,6 +196,7 @@ class LanguageTraining:
         source: EncodedClips,
         clips: Sequence[int],
         asked: Sequence[tuple[int, dict[str, Any]]],
+        targets: tuple[Tensor, Tensor, Tensor],
         states: Sequence[Tensor],
         prompts: Sequence[tuple[Tensor, Tensor]],
         maps: Sequence[Tensor],
@@ -212,23 +215,27 @@ class LanguageTraining:
         cell, share = torch.cat(pointed), torch.cat(shares)
         terms = {
             "prompt pointer": 5 * _pointer_loss(cell, share),
-            **self._where_terms("prompt ", torch.cat(said), source, asked),
+            **_where_terms("prompt ", torch.cat(said), targets),
         }
         return terms, _pointer_iou(cell, share).mean(-1)
 
-    def _where_terms(
-        self, who: str, said: Tensor, source: EncodedClips, asked: Sequence[tuple[int, dict[str, Any]]]
-    ) -> dict[str, Tensor]:
-        """Place, size and visibility of what is meant, of `said` with shape `(expressions, NUM_FRAMES, 4)`."""
-        visible = torch.stack([source.look.visible[clip, e["targets"]].sum(0).clamp(max=1) for clip, e in asked])
-        places = [source.middle(clip, e["targets"]) for clip, e in asked]
-        middle, size = torch.stack([place for place, _ in places]), torch.stack([size for _, size in places])
-        count = visible.sum().clamp(min=1)
-        return {
-            f"{who}place": 3 * ((said[..., :2] - middle).abs().sum(-1) * visible).sum() / count,
-            f"{who}size": 2 * ((said[..., 2] - size).abs() * visible).sum() / count,
-            f"{who}visible": F.binary_cross_entropy_with_logits(said[..., 3], visible),
-        }
+
+def _targets(source: EncodedClips, asked: Sequence[tuple[int, dict[str, Any]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Place `(expressions, NUM_FRAMES, 2)`, size and visibility `(expressions, NUM_FRAMES)` of what is meant."""
+    places, sizes = zip(*(source.middle(clip, e["targets"]) for clip, e in asked), strict=True)
+    visible = [source.look.visible[clip, e["targets"]].sum(0).clamp(max=1) for clip, e in asked]
+    return torch.stack(places), torch.stack(sizes), torch.stack(visible)
+
+
+def _where_terms(who: str, said: Tensor, targets: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+    """How far `said`, of shape `(expressions, NUM_FRAMES, 4)`, is from place, size and visibility."""
+    middle, size, visible = targets
+    count = visible.sum().clamp(min=1)
+    return {
+        f"{who}place": 3 * ((said[..., :2] - middle).abs().sum(-1) * visible).sum() / count,
+        f"{who}size": 2 * ((said[..., 2] - size).abs() * visible).sum() / count,
+        f"{who}visible": F.binary_cross_entropy_with_logits(said[..., 3], visible),
+    }
 
 
 def _two_layers(width: int, answers: int) -> nn.Module:

@@ -1,7 +1,6 @@
 """The loop that the parts of the pre-training share: a schedule, a progress bar, a log, checkpoints to go on from."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
+
+from virst_hf.rendering import replacing
 
 __all__ = ["pretrain"]
 
@@ -91,7 +92,7 @@ def pretrain(
                 "step": step + 1,
                 "seconds": seconds,
                 **numbers,
-                **{key: round(float(term), 4) for key, term in terms.items()},
+                **{f"loss {key}": round(term.item(), 4) for key, term in terms.items()},
             }
             with open(folder / f"{name}.jsonl", "a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
@@ -128,6 +129,5 @@ def _resume(checkpoint: Path, parts: nn.ModuleDict, optimizers: list[torch.optim
 
 def _save(path: Path, state: object) -> None:
     """A file that is whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save(state, partial)

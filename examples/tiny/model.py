@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from virst_hf import VirstConfig, VirstForVideoSegmentation, VirstProcessor, VirstVideoProcessor
 from virst_hf.data.shapes_maker.expressions import ACTIONS, MOMENTS, NUMBERS, PLACES, REASONING
 from virst_hf.data.shapes_maker.scene import COLORS, CORNERS
+from virst_hf.toy_tokenizer import byte_level, chat_tokenizer
 
 __all__ = [
     "FRAME_TOKENS",
@@ -67,10 +68,7 @@ def words() -> Iterable[str]:
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer that knows the words of Shapes and the fixed pieces of the prompts as single tokens."""
-    backend = Tokenizer(models.BPE())
-    backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    backend.decoder = decoders.ByteLevel()
+    backend = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -78,19 +76,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     backend.train_from_iterator(words(), trainer)
-    turns = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in turns])
-    backend.add_tokens([AddedToken(phrase, special=False, normalized=False) for phrase in PHRASES])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
-        padding_side="right",
-        model_max_length=2048,
-        model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,
-    )
+    return chat_tokenizer(backend, 2048, PHRASES)
 
 
 def tiny_processor() -> VirstProcessor:

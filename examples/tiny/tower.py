@@ -137,7 +137,7 @@ class TowerTraining:
         right = {"color": said["color"][mine].argmax(-1) == color, "form": said["form"][mine].argmax(-1) == form}
         return terms, {
             **{name: float(values.float().mean()) for name, values in right.items()},
-            "place": float(error[:, :2].mean()),
+            "place": float(error[:, :2].detach().mean()),
         }
 
 

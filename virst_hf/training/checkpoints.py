@@ -277,11 +277,11 @@ class StagedCheckpoints(Trainer):
         counts = super()._init_training_state(*args, **kwargs)
         if self._resumed is not None and self.state.best_global_step:
             folder, best = Path(self.args.output_dir), f"checkpoint-{self.state.best_global_step}"
-            folder = folder if is_same_folder(folder, self._resumed.parent) else self._resumed.parent
-            found = str(folder / best) if (folder / best).is_dir() else None
-            if found is not None and self.state.best_model_checkpoint is None:
-                logger.warning(f"The best checkpoint was moved with its folder, and is taken from there: {found}")
-            self.state.best_model_checkpoint = found
+            folder = folder if is_same_folder(folder, self._resumed.parent) else self._resumed.parent.resolve()
+            if (folder / best).is_dir():
+                if self.state.best_model_checkpoint is None:  # the Trainer has said that it ignores it
+                    logger.warning(f"The best checkpoint was moved with its folder, and is used: {folder / best}")
+                self.state.best_model_checkpoint = str(folder / best)
         return counts
 
     def _get_output_dir(self, trial: Any = None) -> str:

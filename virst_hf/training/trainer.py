@@ -10,12 +10,13 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data import Mixture, VirstCollator
-from ..errors import ConfigError, VirstError
+from ..errors import VirstError
 from ..modeling_virst import VirstForVideoSegmentation
 from ..processing_virst import VirstProcessor
 from .arguments import VirstTrainingArguments
 from .checkpoints import StagedCheckpoints
 from .ordered_gradients import order_gradients
+from .same_modules import check_same_modules
 from .step_batches import StepBatches
 from .validation import ScoreBar, SplitValidation
 
@@ -97,11 +98,10 @@ class VirstTrainer(StagedCheckpoints):
         """What a mixture needs of DeepSpeed: the processes of a step may have samples of different kinds."""
         if self.accelerator.state.deepspeed_plugin.zero_stage < 3:
             order_gradients(self.model)
-        elif self.args.training_stage.supervise != "anchors" or len(set(self.train_dataset.categories)) > 1:
-            raise ConfigError(
-                "ZeRO-3 gathers weights module by module, so all processes must run the same ones: draws of one "
-                "category, and a stage that supervises anchors alone. Use examples/deepspeed/zero2.json for this run."
-            )
+            return
+        for what, mixture in (("training", self.train_dataset), ("validation", self.eval_dataset)):
+            if mixture is not None:
+                check_same_modules(what, mixture, self.args.training_stage.supervise, self.processing_class)
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
         """Train, from a checkpoint of the same run where one is given.
