@@ -232,9 +232,9 @@ def test_fewer_recent_frames_are_attended_to(
     lengths = []
     attend = segmenter.attend_to_memory
 
-    def counted(frame, memory, positions, num_pointers):
+    def counted(frame, memory, positions, num_pointers, pool):
         lengths.append((len(memory) - num_pointers) // frame.top.shape[-1] ** 2)
-        return attend(frame, memory, positions, num_pointers)
+        return attend(frame, memory, positions, num_pointers, pool)
 
     monkeypatch.setattr(segmenter, "attend_to_memory", counted)
     logits_of(model, processor, TrackingOptions(recent=recent))

@@ -21,6 +21,8 @@ EXPORTS = {
     "loading": ["load_model", "load_processor"],
     "modeling_outputs": ["VirstOutput", "VirstSegmentationOutput", "VirstVideoFeatures"],
     "modeling_virst": ["VirstForVideoSegmentation", "VirstModel", "VirstPreTrainedModel"],
+    "modules.tracker": ["TrackingOptions"],
+    "presets": ["FAST", "InferencePreset"],
     "processing_virst": ["VirstProcessor"],
     "rendering": ["VideoWriter", "draw_overlay"],
     "session": ["VirstSession"],

@@ -53,8 +53,8 @@ def read_ahead(source: Iterable[np.ndarray], make: Callable[[int, np.ndarray], T
                 if not put((make(index, frame), None)):
                     return
             put((done, None))
-        # Whatever it is, it is raised where the frame is asked for: an error in a thread would be lost.
-        except Exception as error:
+        # Whatever it is, it is raised where the frame is asked for: there somebody waits, for ever without it.
+        except BaseException as error:
             put((done, error))
 
     thread = threading.Thread(target=run, name="virst frames", daemon=True)
@@ -63,7 +63,11 @@ def read_ahead(source: Iterable[np.ndarray], make: Callable[[int, np.ndarray], T
         while True:
             value, error = made.get()
             if error is not None:
-                raise error
+                try:
+                    raise error
+                finally:
+                    # Its traceback holds this frame: a circle, which would keep tensors until it is collected.
+                    del error
             if value is done:
                 return
             yield value
@@ -110,7 +114,9 @@ class LazyFrames:
         self.known = dict(known or {})
         skipped = frozenset(self.known)
         self._frames = read_ahead(source, lambda i, frame: (i, None if i in skipped else resize(frame)), ahead)
-        self._next, self._error = 0, None
+        self._next = 0
+        # Only what the error said: its traceback would hold whatever the caller holds.
+        self._broken: str | None = None
 
     def __len__(self) -> int:
         return self.num_frames
@@ -147,11 +153,12 @@ class LazyFrames:
     def close(self) -> None:
         """End the thread, and drop what it has read."""
         self._frames.close()
+        self.known.clear()
 
     def _read_to(self, frame: int) -> Tensor:
         """Read on to a frame; the error of a frame is raised whenever a frame behind it is asked for."""
-        if self._error is not None:
-            raise self._error
+        if self._broken is not None:
+            raise VideoError(self._broken)
         if frame < self._next:
             raise VideoError(f"Frame {frame} was passed already; the next one is {self._next}.")
         try:
@@ -161,5 +168,5 @@ class LazyFrames:
                     return value
             raise VideoError(f"The video ends after {self._next} frames; expected {self.num_frames}.")
         except VideoError as error:
-            self._error = error
+            self._broken = str(error)
             raise

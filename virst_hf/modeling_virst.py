@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
+from .compilation import CompilationMixin
 from .configuration_virst import VirstConfig
 from .errors import VirstError
 from .modeling_base import VirstModel, VirstPreTrainedModel
@@ -29,7 +30,9 @@ from .video_encoding import VideoEncodingMixin
 __all__ = ["VirstForVideoSegmentation", "VirstModel", "VirstPreTrainedModel"]
 
 
-class VirstForVideoSegmentation(VideoEncodingMixin, StreamingMixin, VirstPreTrainedModel, GenerationMixin):
+class VirstForVideoSegmentation(
+    VideoEncodingMixin, StreamingMixin, CompilationMixin, VirstPreTrainedModel, GenerationMixin
+):
     """
     VIRST: reasoning video object segmentation.
 

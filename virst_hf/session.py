@@ -1,18 +1,17 @@
 """One video, many questions: a session keeps what was encoded, and follows expressions that come and go."""
 
-from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from .errors import VideoError, VirstError
 from .modeling_virst import VirstForVideoSegmentation
+from .modules.tracker import EXACT, TrackingOptions
 from .processing_virst import VirstProcessor
 from .streaming import StreamedFrame, Window, WindowTracker, make_window
-from .video_io import open_video
+from .video_io import VideoSource, open_video
 
 __all__ = ["VirstSession"]
 
@@ -28,6 +27,7 @@ class VirstSession:
         model ([`VirstForVideoSegmentation`]): The model.
         processor ([`VirstProcessor`]): Of the model.
         video (`Any`): The video, as [`open_video`] takes it.
+        tracking ([`TrackingOptions`], *optional*): Ways to be faster; as in the paper when not given.
 
     Raises:
         VideoError: The video cannot be read.
@@ -50,14 +50,20 @@ class VirstSession:
     ```
     """
 
-    def __init__(self, model: VirstForVideoSegmentation, processor: VirstProcessor, video: Any) -> None:
-        self.model, self.processor = model, processor
+    def __init__(
+        self,
+        model: VirstForVideoSegmentation,
+        processor: VirstProcessor,
+        video: Any,
+        tracking: TrackingOptions = EXACT,
+    ) -> None:
+        self.model, self.processor, self.tracking = model, processor, tracking
         self._windows: list[Window] = []
         # Expressions that were added together are tracked together; each group has its numbers.
         self._groups: list[tuple[list[int], WindowTracker]] = []
         self._masks: dict[int, list[Tensor]] = {}
         self._count = 0
-        self._encode(open_video(video))
+        self._windows.append(self._encode(open_video(video)))
 
     @property
     def num_frames(self) -> int:
@@ -83,7 +89,7 @@ class VirstSession:
         """
         if not texts:
             raise VirstError("There is no expression: say what is to be segmented.")
-        tracker = WindowTracker(self.model, self.processor, texts)
+        tracker = WindowTracker(self.model, self.processor, texts, self.tracking, self.num_frames)
         frames = [frame for window in self._windows for frame in tracker.segment(window)]
         numbers = list(range(self._count, self._count + len(texts)))
         self._count += len(texts)
@@ -156,11 +162,15 @@ class VirstSession:
             VideoError: The frames cannot be read, or are of another size.
         """
         window = self._encode(open_video(frames))
+        # Kept only when all has gone well: an error, or an interruption, leaves the session as it was.
+        groups = [(list(numbers), tracker.fork()) for numbers, tracker in self._groups]
         found: dict[int, list[tuple[Tensor, Tensor, Tensor, bool]]] = {}
-        for numbers, tracker in self._groups:
+        for numbers, tracker in groups:
             for frame in tracker.segment(window):
                 for number, *parts in zip(numbers, frame.masks, frame.scores, frame.iou_scores, strict=True):
                     found.setdefault(number, []).append((*parts, frame.is_anchor))
+        self._windows.append(window)
+        self._groups = groups
         for number, parts in found.items():
             self._masks[number].extend(mask for mask, *_ in parts)
         return [self._joined(window, frame, found) for frame in range(window.features.num_frames)]
@@ -177,10 +187,11 @@ class VirstSession:
             window.start + frame, torch.stack(masks), torch.stack(scores), torch.stack(ious), anchors[0]
         )
 
-    def _encode(self, source: Iterable[np.ndarray]) -> Window:
-        """Encode frames as the next window."""
+    def _encode(self, source: VideoSource) -> Window:
+        """Encode frames, to be the next window."""
         views = self.processor.video_processor
         small, sam, size = [], [], None if not self._windows else self._windows[0].size
+        is_image = source.is_image and not self._windows
         for frame in source:
             size = size or frame.shape[:2]
             if frame.shape[:2] != size:
@@ -189,9 +200,9 @@ class VirstSession:
             small.append(views.vlm_view(image))
             sam.append(views.sam_view(image))
         with torch.no_grad():
-            window = make_window(self.model, small, sam, views, self.num_frames, size, keep_frames=True)
-        self._windows.append(window)
-        return window
+            return make_window(
+                self.model, small, sam, views, self.num_frames, size, keep_frames=True, is_image=is_image
+            )
 
     def _check(self, number: int) -> None:
         if number not in self._masks:

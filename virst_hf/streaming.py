@@ -6,6 +6,7 @@ length, or a live source, is cut into windows, each with prompts and anchors of 
 to the next.
 """
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
@@ -25,7 +26,7 @@ from .modules.text import unpad_rows
 from .modules.tracker import EXACT, AnchorMemory, TrackingOptions, track_frames, track_video
 from .processing_virst import VirstProcessor, iter_masks
 from .sampling import seg_frame_positions, vlm_frame_indices
-from .video_io import VideoSource, open_video
+from .video_io import VideoSource, live_frames, open_video
 from .video_processing_virst import VirstVideoProcessor
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class StreamingMixin:
 
         Args:
             video (`Any`): A video, as [`open_video`] takes it; it is read from the start, with `"uniform"` twice. With
-                `"windowed"` also an iterator of `uint8` frames `(height, width, 3)`, such as those of a camera.
+                `"windowed"` also an iterator of frames, such as those of a camera: arrays `(height, width, 3)`,
+                images or tensors.
             texts (`str` or `list[str]`): The expressions.
             processor ([`VirstProcessor`]): Of the model.
             anchor_policy (`str`, *optional*, defaults to `"uniform"`): `"uniform"`: anchors lie evenly over the whole
@@ -118,13 +120,15 @@ class StreamingMixin:
             raise VirstError(f"There is no anchor policy {anchor_policy!r}; there are {' and '.join(POLICIES)}.")
         if window < 1 or ahead < 1:
             raise VirstError(f"window and ahead must be at least 1, found {window} and {ahead}.")
+        live = isinstance(video, Iterator)
         if anchor_policy == "uniform":
+            if live:
+                raise VideoError('A live source cannot be read twice: use anchor_policy="windowed".')
             return _uniform(self, open_video(video), texts, processor, ahead, tracking)
-        frames = video if isinstance(video, Iterator) else open_video(video)
+        frames = live_frames(video) if live else open_video(video)
         return _windowed(self, frames, texts, processor, window, ahead, tracking)
 
 
-@torch.no_grad()
 def _uniform(
     model: "VirstForVideoSegmentation",
     source: VideoSource,
@@ -133,8 +137,26 @@ def _uniform(
     ahead: int,
     tracking: TrackingOptions,
 ) -> Iterator[StreamedFrame]:
+    broken: list[VideoError] = []
+    yield from _surveyed(model, source, texts, processor, ahead, tracking, broken)
+    # By now all that was held is dropped; a name for the error would be a circle by way of its traceback.
+    if broken:
+        raise broken.pop()
+
+
+@torch.no_grad()
+def _surveyed(
+    model: "VirstForVideoSegmentation",
+    source: VideoSource,
+    texts: list[str],
+    processor: VirstProcessor,
+    ahead: int,
+    tracking: TrackingOptions,
+    broken: list[VideoError],
+) -> Iterator[StreamedFrame]:
+    """All frames that can be read; the error of the next one, where the first reading met it, goes to `broken`."""
     views = processor.video_processor
-    survey, broken = _survey(source, views)
+    survey = _survey(source, views, broken)
     known = {frame: survey.sam[frame] for frame in survey.seg}
     with LazyFrames(source, lambda f: views.sam_view(Image.fromarray(f)), survey.length, known, ahead) as frames:
         store = FrameStore(model.model.segmenter, frames, survey.seg, release=True)
@@ -155,8 +177,6 @@ def _uniform(
         store.wanted = tracking.tracked(range(length), prompts)
         for index, masks in track_video(memory, store, length, prompts):
             yield _streamed(index, masks, size, index in prompts)
-    if broken is not None:
-        raise broken
 
 
 class _Survey(NamedTuple):
@@ -169,14 +189,11 @@ class _Survey(NamedTuple):
 
 
 def _survey(
-    source: VideoSource, views: VirstVideoProcessor, length: int | None = None
-) -> tuple[_Survey, VideoError | None]:
+    source: VideoSource, views: VirstVideoProcessor, broken: list[VideoError], length: int | None = None
+) -> _Survey:
     """Read the frames that are seen before tracking begins; of a video that breaks off, those of what can be read."""
     length = source.num_frames if length is None else length
-    vlm = [0]
-    if not source.is_image:
-        vlm = vlm_frame_indices(length, views.max_vlm_frames, views.frames_per_clip, views.min_frames)
-    seg = [vlm[position] for position in seg_frame_positions(len(vlm), views.max_seg_frames)]
+    vlm, seg = _chosen_frames(length, source.is_image, views)
     small = torch.empty(len(vlm), 3, views.image_size, views.image_size)
     sam: dict[int, Tensor] = {}
     index = -1
@@ -192,8 +209,19 @@ def _survey(
     except VideoError as error:
         if index < 0:
             raise
-        return _survey(source, views, index + 1)[0], error
-    return _Survey(length, small, sam, seg), None
+        # Without its traceback, which holds the frames that were read.
+        broken[:] = [error.with_traceback(None)]
+        del small, sam
+        return _survey(source, views, broken, index + 1)
+    return _Survey(length, small, sam, seg)
+
+
+def _chosen_frames(length: int, is_image: bool, views: VirstVideoProcessor) -> tuple[list[int], list[int]]:
+    """Frames that the language model sees, and those of them that the fusions see."""
+    vlm = [0]
+    if not is_image:
+        vlm = vlm_frame_indices(length, views.max_vlm_frames, views.frames_per_clip, views.min_frames)
+    return vlm, [vlm[position] for position in seg_frame_positions(len(vlm), views.max_seg_frames)]
 
 
 def _rows(processor: VirstProcessor, texts: Sequence[str], num_vlm_frames: int) -> list[Tensor]:
@@ -220,8 +248,10 @@ def _windowed(
     tracking: TrackingOptions,
 ) -> Iterator[StreamedFrame]:
     tracker = WindowTracker(model, processor, texts, tracking)
-    for part in windows_of(model, frames, processor, window, ahead):
-        yield from tracker.segment(part)
+    with closing(windows_of(model, frames, processor, window, ahead)) as parts:
+        for part in parts:
+            yield from tracker.segment(part)
+            del part  # else it would be held while the next one is encoded
 
 
 @torch.no_grad()
@@ -256,9 +286,10 @@ def windows_of(
         return views.vlm_view(image), views.sam_view(image), frame.shape[:2]
 
     size: tuple[int, int] | None = None
+    is_image = isinstance(frames, VideoSource) and frames.is_image
     with closing(read_ahead(frames, both, ahead)) as ready:
-        broken: VideoError | None = None
-        while broken is None:
+        broken: list[VideoError] = []
+        while not broken:
             small, sam = [], []
             try:
                 for vlm_view, sam_view, found in islice(ready, length):
@@ -270,13 +301,17 @@ def windows_of(
                     small.append(vlm_view)
                     sam.append(sam_view)
             except VideoError as error:
-                broken = error
+                broken.append(error.with_traceback(None))
             if sam:
-                yield make_window(model, small, sam, views, start, size)
-            elif broken is None:
+                window = make_window(model, small, sam, views, start, size, is_image=is_image)
+                start += len(sam)
+                # The window has what it needs of them.
+                del small, sam, vlm_view, sam_view
+                yield window
+                del window
+            elif not broken:
                 return
-            start += len(sam)
-        raise broken
+        raise broken.pop()
 
 
 def make_window(
@@ -287,6 +322,7 @@ def make_window(
     start: int,
     size: tuple[int, int],
     keep_frames: bool = False,
+    is_image: bool = False,
 ) -> Window:
     """Encode the frames of a window, as a video of its own.
 
@@ -298,16 +334,16 @@ def make_window(
         start (`int`): Index of the first of them.
         size (`tuple[int, int]`): Height and width of the video.
         keep_frames (`bool`, *optional*, defaults to `False`): Encode and hold all frames, for any number of passes.
+        is_image (`bool`, *optional*, defaults to `False`): Whether it is a still image.
 
     Returns:
         [`Window`]: The window. Unless all are held, its frames go through the SAM encoder when they are reached.
     """
-    vlm = vlm_frame_indices(len(small), views.max_vlm_frames, views.frames_per_clip, views.min_frames)
-    seg = [vlm[position] for position in seg_frame_positions(len(vlm), views.max_seg_frames)]
+    vlm, seg = _chosen_frames(len(small), is_image, views)
     store = FrameStore(model.model.segmenter, torch.stack(sam), range(len(sam)) if keep_frames else seg)
     features = VirstVideoFeatures(
         video_embeds=model.model.get_video_features(torch.stack([small[frame] for frame in vlm])),
-        is_image=False,
+        is_image=is_image,
         seg_features=store.seg_features(seg),
         seg_frame_indices=seg,
         num_frames=len(sam),
@@ -328,6 +364,8 @@ class WindowTracker:
         processor ([`VirstProcessor`]): Of the model.
         texts (`Sequence[str]`): The expressions.
         tracking ([`TrackingOptions`], *optional*): Ways to be faster.
+        num_frames (`int`, *optional*): Frames of the whole, so far as they are known. When not given, object pointers
+            reach back as far as ever, as in a long video.
     """
 
     def __init__(
@@ -336,13 +374,19 @@ class WindowTracker:
         processor: VirstProcessor,
         texts: Sequence[str],
         tracking: TrackingOptions = EXACT,
+        num_frames: int | None = None,
     ) -> None:
         self.model, self.processor, self.texts = model, processor, list(texts)
-        # How long the whole will be is not known; pointers then reach back as far as ever.
-        self.memory: AnchorMemory = model.empty_memory(
-            model.config.segmenter_config.max_object_pointers, tracking=tracking
-        )
+        if num_frames is None:
+            num_frames = model.config.segmenter_config.max_object_pointers
+        self.memory: AnchorMemory = model.empty_memory(num_frames, tracking=tracking)
         self._last_start = 0
+
+    def fork(self) -> "WindowTracker":
+        """Another tracker in the same state. What one of them segments leaves the other as it is."""
+        twin = copy.copy(self)
+        twin.texts, twin.memory = list(self.texts), self.memory.fork()
+        return twin
 
     @torch.no_grad()
     def segment(self, window: Window) -> Iterator[StreamedFrame]:
@@ -361,6 +405,7 @@ class WindowTracker:
         for anchor in [anchor for anchor in self.memory.anchors if anchor < self._last_start]:
             del self.memory.anchors[anchor]
         self._last_start = window.start
+        self.memory.lengthen(window.start + video.num_frames)
         video.frames.wanted = self.memory.options.tracked(range(video.num_frames), prompts)
         shifted = {window.start + frame: prompt for frame, prompt in prompts.items()}
         frames = range(window.start, window.start + video.num_frames)

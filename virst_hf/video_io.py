@@ -5,8 +5,9 @@ A [`VideoSource`] gives its frames one at a time, any number of times, and never
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import VideoError
 from .video_decoders import decode_file, probe_file
 
-__all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "VideoSource", "natural_key", "open_video"]
+__all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "VideoSource", "live_frames", "natural_key", "open_video"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # Whatever a file is called, Pillow goes by its content, and for PostScript it would start Ghostscript.
@@ -137,6 +138,32 @@ def open_video(
     else:
         video = _open_tensor(source)
     return _select(video, start, end, stride)
+
+
+def live_frames(source: Iterable[Any]) -> Iterator[np.ndarray]:
+    """Frames of a live source, such as a camera, as they come.
+
+    Args:
+        source (`Iterable[Any]`): Frames: images, arrays or tensors, as in a list that [`open_video`] takes.
+
+    Yields:
+        `numpy.ndarray`: `uint8` RGB of shape `(height, width, 3)`.
+
+    Raises:
+        VideoError: The source raises an error, or gives something that is no frame.
+    """
+    frames = iter(source)
+    for index in count():
+        try:
+            frame = next(frames, frames)
+        except VideoError:
+            raise
+        # The source is the user's, and may raise anything; the frames before are still to be segmented.
+        except Exception as error:
+            raise VideoError(f"The live source gives no frame {index} ({type(error).__name__}: {error}).") from error
+        if frame is frames:
+            return
+        yield _image_array(frame, f"frame {index} of the live source")
 
 
 def _select(video: VideoSource, start: int, end: int | None, stride: int) -> VideoSource:

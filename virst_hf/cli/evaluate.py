@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .options import add_model_options, quiet
+from .options import add_model_options, add_speed_options, preset_of, quiet
 
 __all__ = ["add_parser", "run"]
 
@@ -47,6 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("protocol", metavar="PROTOCOL", help="a benchmark's protocol; --list names them")
     parser.add_argument("--list", action=ListProtocols, nargs=0, help="list the protocols and leave")
     add_model_options(parser)
+    add_speed_options(parser)
     parser.add_argument("--root", required=True, metavar="DIR", help="folder of the data set")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for predictions and results")
     parser.add_argument("--split", metavar="NAME", help="split of your own data (protocol own)")
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     from ..loading import load_model, load_processor, pick_device
 
     get_protocol(args.protocol)
-    options = RunOptions(args.batch_expressions, args.max_new_tokens)
+    preset = preset_of(args)
+    options = RunOptions(args.batch_expressions, args.max_new_tokens, preset.tracking)
     quiet()
     place = None if args.device is None else pick_device(args.device)
     state = processes(cpu=place is not None and place.type == "cpu")
@@ -83,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
     if device is None or (state.num_processes > 1 and device == "cuda"):
         device = str(state.device)
     processor = load_processor(args.model)
-    model = load_model(args.model, device=device, dtype=args.dtype)
+    model = preset.prepare(load_model(args.model, device=device, dtype=preset.dtype))
+    if args.compile:
+        model.compile_inference()
     results = evaluate_model(
         args.protocol,
         model,

@@ -5,12 +5,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..modeling_virst import VirstForVideoSegmentation
+    from ..presets import InferencePreset
     from ..processing_virst import VirstProcessor
     from ..video_io import VideoSource
 
-__all__ = ["add_model_options", "add_video_options", "load", "open_selected_frames", "quiet"]
+__all__ = [
+    "add_model_options",
+    "add_speed_options",
+    "add_video_options",
+    "load",
+    "open_selected_frames",
+    "preset_of",
+    "quiet",
+]
 
 DTYPES = ("float32", "bfloat16", "float16")
+PRESETS = ("exact", "fast")
 
 
 def add_video_options(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +36,39 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="M", help="folder of a checkpoint, or its name on the Hub")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: CUDA where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as saved)")
+
+
+def add_speed_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--preset`, the switches that it is made of, and `--compile`."""
+    group = parser.add_argument_group("speed", "A preset, and switches that are set otherwise than in it.")
+    group.add_argument("--preset", choices=PRESETS, default="exact", help="exact: as in the paper (default)")
+    group.add_argument("--encoder-dtype", choices=DTYPES, help="of SAM's image encoder alone")
+    group.add_argument("--recent", type=int, metavar="N", help="attend to the nearest N of the last frames (0 to 6)")
+    group.add_argument("--track-every", type=int, metavar="N", help="track every N-th frame, interpolate between")
+    group.add_argument("--pool", type=int, metavar="N", help="memories are means of N x N tokens")
+    group.add_argument("--chunk", type=int, metavar="N", help="N expressions attend to memory at a time; same masks")
+    group.add_argument("--compile", action="store_true", help="compile encoder and tracker; same masks")
+
+
+def preset_of(args: argparse.Namespace) -> "InferencePreset":
+    """What the options of `add_speed_options`, and `--dtype`, come to.
+
+    Raises:
+        ConfigError: A number is too small.
+    """
+    from dataclasses import replace
+
+    from ..presets import get_preset
+
+    preset = get_preset(args.preset)
+    numbers = {"recent": args.recent, "stride": args.track_every, "pool": args.pool, "chunk": args.chunk}
+    given = {name: value for name, value in numbers.items() if value is not None}
+    return replace(
+        preset,
+        tracking=replace(preset.tracking, **given),
+        dtype=args.dtype or preset.dtype,
+        encoder_dtype=args.encoder_dtype or preset.encoder_dtype,
+    )
 
 
 def quiet() -> None:
@@ -45,9 +88,17 @@ def open_selected_frames(args: argparse.Namespace) -> "VideoSource":
     return open_video(args.video, start=args.start, end=args.end, stride=args.stride)
 
 
-def load(args: argparse.Namespace) -> tuple["VirstProcessor", "VirstForVideoSegmentation"]:
-    """Load the processor and the model that `--model`, `--device` and `--dtype` name."""
+def load(
+    args: argparse.Namespace, preset: "InferencePreset | None" = None
+) -> tuple["VirstProcessor", "VirstForVideoSegmentation"]:
+    """Load the processor and the model that `--model`, `--device` and `--dtype`, or a preset, name."""
     from ..loading import load_model, load_processor
 
     quiet()
-    return load_processor(args.model), load_model(args.model, device=args.device, dtype=args.dtype)
+    processor = load_processor(args.model)
+    model = load_model(args.model, device=args.device, dtype=args.dtype if preset is None else preset.dtype)
+    if preset is not None:
+        preset.prepare(model)
+        if args.compile:
+            model.compile_inference()
+    return processor, model

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import VirstError
-from .options import add_model_options, add_video_options, load, open_selected_frames
+from .options import add_model_options, add_speed_options, add_video_options, load, open_selected_frames, preset_of
 
 if TYPE_CHECKING:
     from ..streaming import StreamedFrame
@@ -33,6 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_video_options(parser)
     parser.add_argument("texts", metavar="TEXT", nargs="+", help="what to segment, a sentence or a question")
     add_model_options(parser)
+    add_speed_options(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the results that DIR holds")
 
@@ -48,10 +49,12 @@ def run(args: argparse.Namespace) -> None:
             raise VirstError(f"Expression {index} is empty: say what is to be segmented.")
     output = check_output(args.output, args.overwrite)
     video = open_selected_frames(args)
-    processor, model = load(args)
+    preset = preset_of(args)
+    processor, model = load(args, preset)
     # Opened before the work begins: a place that cannot be written is told at once.
     with output_folder(output) as folder:
-        write_results(folder, video, args.texts, model.stream(video, args.texts, processor))
+        stream = model.stream(video, args.texts, processor, tracking=preset.tracking)
+        write_results(folder, video, args.texts, stream)
     expressions = "1 expression" if len(args.texts) == 1 else f"{len(args.texts)} expressions"
     frames = "1 frame" if video.num_frames == 1 else f"{video.num_frames} frames"
     print(f"Wrote the masks of {expressions} in {frames}, {JSON_NAME} and {OVERLAY_NAME} to {output}")

@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,7 @@ def evaluate_model(
         EvaluationError: The folder holds another run, or the predictions do not fit the data set.
         DataError: The data set is missing or has a defect.
     """
+    from ..modules.tracker import EXACT
     from .runner import RunOptions, model_hash, run_predictions
 
     state = processes() if state is None else state
@@ -101,6 +103,9 @@ def evaluate_model(
             "data": samples.fingerprint,
             "virst_hf": __version__,
         }
+        # Only where there is something to say: runs of before know no such key.
+        if options.tracking != EXACT:
+            settings["tracking"] = asdict(options.tracking)
         notes = {
             "model": model_name,
             "root": str(samples.root),

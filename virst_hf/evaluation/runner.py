@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from ..errors import EvaluationError, VirstError
+from ..modules.tracker import EXACT, TrackingOptions
 from ..processing_virst import iter_masks
 from ..rle import check_rle, encode_rle
 from .predictions import PredictionStore
@@ -49,10 +50,12 @@ class RunOptions:
     Args:
         batch_expressions (`int`, *optional*, defaults to 8): Expressions of a video that are tracked together.
         max_new_tokens (`int`, *optional*, defaults to 64): Longest answer to a question, in tokens.
+        tracking ([`TrackingOptions`], *optional*): Ways to be faster; as in the paper when not given.
     """
 
     batch_expressions: int = 8
     max_new_tokens: int = 64
+    tracking: TrackingOptions = EXACT
 
     def __post_init__(self) -> None:
         if self.batch_expressions < 1 or self.max_new_tokens < 1:
@@ -276,7 +279,7 @@ def _try_chunk(
     try:
         if video.kind == ANSWERS:
             return _answer(rows, video, model, processor, options)
-        return _segment(rows, video, model, processor)
+        return _segment(rows, video, model, processor, options)
     except SAMPLE_ERRORS as error:
         message = _message(error)
     _free_memory()
@@ -290,9 +293,12 @@ def _segment(
     video: _EncodedVideo,
     model: "VirstForVideoSegmentation",
     processor: "VirstProcessor",
+    options: RunOptions,
 ) -> list[dict[str, Any]]:
     prompts = processor(text=[row["expression"] for row in rows], num_vlm_frames=video.num_vlm_frames)
-    outputs = model.segment(features=video.features, original_sizes=video.original_sizes, **prompts)
+    outputs = model.segment(
+        features=video.features, original_sizes=video.original_sizes, tracking=options.tracking, **prompts
+    )
     height, width = (int(n) for n in video.original_sizes[0])
     results = []
     for logits, scores in zip(outputs.mask_logits, outputs.object_scores, strict=True):

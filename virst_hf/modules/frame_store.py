@@ -1,6 +1,6 @@
 """Features of a video's frames: each frame is encoded once, only what is still needed is held."""
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
@@ -81,8 +81,11 @@ class FrameStore:
         if index in self.pinned:
             return self.pinned.pop(index) if self.release else self.pinned[index]
         if index not in self.window:
-            coming = range(index, len(self)) if self.wanted is None else self.wanted[bisect_left(self.wanted, index) :]
-            ahead = list(islice((i for i in coming if i not in self.given), self.batch_size))
+            behind = range(index + 1, len(self))
+            if self.wanted is not None:
+                behind = self.wanted[bisect_right(self.wanted, index) :]
+            coming = (i for i in behind if i not in self.given)
+            ahead = [index, *islice(coming, self.batch_size - 1)]
             self.window.clear()
             self.window.update(self.encode(ahead))
         return self.window[index]

@@ -45,7 +45,9 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def axial_rotary_table(side: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def axial_rotary_table(
+    side: int, width: int, theta: float, device: torch.device, pool: int = 1
+) -> tuple[Tensor, Tensor]:
     """The table of SAM 2's memory attention: half of the channels turn with x, half with y, over a square grid.
 
     Args:
@@ -53,15 +55,17 @@ def axial_rotary_table(side: int, width: int, theta: float, device: torch.device
         width (`int`): Channels of a head, a multiple of 4.
         theta (`float`): Base of the frequencies.
         device (`torch.device`): Where the table is needed.
+        pool (`int`, *optional*, defaults to 1): Of a grid whose tokens stand for `pool * pool` each: at their centre.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Cosine and sine, each of shape `(side * side, width)`, float32.
+        `tuple[torch.Tensor, torch.Tensor]`: Cosine and sine, each of shape `((side / pool) ** 2, width)`, float32.
     """
     # A cached tensor must not be an inference tensor, or a later training step could not use it.
     with torch.inference_mode(False), torch.no_grad():
+        side, centre = side // pool, (pool - 1) / 2
         index = torch.arange(side * side, device=device)
-        cos_x, sin_x = rotary_table(index % side, width // 2, theta)
-        cos_y, sin_y = rotary_table(index // side, width // 2, theta)
+        cos_x, sin_x = rotary_table(index % side * pool + centre, width // 2, theta)
+        cos_y, sin_y = rotary_table(index // side * pool + centre, width // 2, theta)
         return torch.cat((cos_x, cos_y), -1), torch.cat((sin_x, sin_y), -1)
 
 
@@ -81,7 +85,7 @@ class AxialRotaryAttention(RoPEAttention):
         self.rope_theta = rope_theta
         self.rope_k_repeat = rope_k_repeat
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0, pool: int = 1) -> Tensor:
         """Attend from a square grid of queries.
 
         Args:
@@ -89,16 +93,20 @@ class AxialRotaryAttention(RoPEAttention):
             k (`torch.Tensor` of shape `(batch_size, num_keys, key_channels)`): Keys.
             v (`torch.Tensor` of shape `(batch_size, num_keys, key_channels)`): Values.
             num_k_exclude_rope (`int`, *optional*, defaults to 0): Keys at the end (object pointers) without a place.
+            pool (`int`, *optional*, defaults to 1): By how much the sides of the keys' grids are smaller.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, side * side, channels)`: What the queries have read.
         """
         q, k, v = (self._separate_heads(x, self.num_heads) for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))
-        length = q.shape[-2]
-        cos, sin = axial_rotary_table(round(length**0.5), q.shape[-1], self.rope_theta, q.device)
+        side, width = round(q.shape[-2] ** 0.5), q.shape[-1]
+        # torch.compile looks through a cache, and warns; what it makes of the table is a few cheap operations.
+        table = axial_rotary_table.__wrapped__ if torch.compiler.is_compiling() else axial_rotary_table
+        cos, sin = table(side, width, self.rope_theta, q.device)
+        cos_k, sin_k = table(side, width, self.rope_theta, q.device, pool) if pool > 1 else (cos, sin)
         placed, free = k.split((k.shape[-2] - num_k_exclude_rope, num_k_exclude_rope), dim=-2)
-        grids = placed.unflatten(-2, (-1, length))
-        k = torch.cat((rotate_pairs(grids, cos, sin).flatten(-3, -2), free), dim=-2)
+        grids = placed.unflatten(-2, (-1, len(cos_k)))
+        k = torch.cat((rotate_pairs(grids, cos_k, sin_k).flatten(-3, -2), free), dim=-2)
         dropout = self.dropout_p if self.training else 0.0
         out = F.scaled_dot_product_attention(rotate_pairs(q, cos, sin), k, v, dropout_p=dropout)
         return self.out_proj(self._recombine_heads(out))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.image_encoder import FpnNeck
-from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam.mask_decoder import MaskDecoder
@@ -23,7 +22,8 @@ from torch.nn import functional as F
 from transformers.initialization import meta_device_safe_creation_ops
 
 from ..configuration_virst import VirstSegmenterConfig
-from .rotary import AxialRotaryAttention, FourierPositionEmbedding, module_dtype
+from .memory_attention import build_memory_attention
+from .rotary import FourierPositionEmbedding, module_dtype
 
 __all__ = ["FrameFeatures", "FrameMasks", "VirstImageEncoder", "VirstSegmenter"]
 
@@ -119,31 +119,6 @@ class VirstImageEncoder(nn.Module):
 def sine_positions(width: int) -> PositionEmbeddingSine:
     """SAM 2's sine position code of a map of `width` channels; makes no tensor before its first call."""
     return PositionEmbeddingSine(width, normalize=True, warmup_cache=False)
-
-
-def build_memory_attention(config: VirstSegmenterConfig) -> MemoryAttention:
-    """Self-attention of a frame, then cross-attention to memories, `memory_attention_layers` times."""
-    width = config.hidden_size
-    common = {
-        "rope_theta": config.rope_theta,
-        "embedding_dim": width,
-        "num_heads": config.memory_attention_heads,
-        "dropout": config.memory_attention_dropout,
-    }
-    layer = MemoryAttentionLayer(
-        activation="relu",
-        d_model=width,
-        dim_feedforward=config.memory_attention_feedforward,
-        dropout=config.memory_attention_dropout,
-        pos_enc_at_attn=False,
-        pos_enc_at_cross_attn_keys=True,
-        pos_enc_at_cross_attn_queries=False,
-        self_attention=AxialRotaryAttention(**common),
-        cross_attention=AxialRotaryAttention(rope_k_repeat=True, kv_in_dim=config.memory_dim, **common),
-    )
-    return MemoryAttention(
-        d_model=width, pos_enc_at_input=True, layer=layer, num_layers=config.memory_attention_layers
-    )
 
 
 def build_memory_encoder(config: VirstSegmenterConfig) -> MemoryEncoder:
@@ -271,6 +246,9 @@ class VirstSegmenter(SAM2Base):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_encoder):
             stride4, stride8, top = self.image_encoder(pixels.to(dtype))
         decoder = self.sam_mask_decoder
+        # The encoder alone may be of half precision: most of the work, and the part that suffers least from it.
+        wanted = module_dtype(decoder)
+        stride4, stride8, top = stride4.to(wanted), stride8.to(wanted), top.to(wanted)
         return FrameFeatures(top=top, stride8=decoder.conv_s1(stride8), stride4=decoder.conv_s0(stride4))
 
     def top_positions(self, features: FrameFeatures) -> Tensor:
@@ -283,7 +261,7 @@ class VirstSegmenter(SAM2Base):
         return features.top + self.no_mem_embed.reshape(1, -1, 1, 1)
 
     def attend_to_memory(
-        self, features: FrameFeatures, memory: Tensor, positions: Tensor, num_pointers: int
+        self, features: FrameFeatures, memory: Tensor, positions: Tensor, num_pointers: int, pool: int = 1
     ) -> Tensor:
         """Anchor-frame memory attention (Eq. 19).
 
@@ -293,6 +271,7 @@ class VirstSegmenter(SAM2Base):
                 Memories of the frames attended to, then the tokens of the object pointers.
             positions (`torch.Tensor` of shape `(num_tokens, 1, memory_dim)`): Their position and temporal codes.
             num_pointers (`int`): How many of the tokens, at the end, belong to object pointers.
+            pool (`int`, *optional*, defaults to 1): What the memories were pooled by.
 
         Returns:
             `torch.Tensor` of shape `(num_expressions, C, S / 16, S / 16)`: Memory-conditioned features.
@@ -305,6 +284,7 @@ class VirstSegmenter(SAM2Base):
             memory=memory,
             memory_pos=positions,
             num_obj_ptr_tokens=num_pointers,
+            pool=pool,
         )
         return out.permute(1, 2, 0).unflatten(-1, (side, side))
 
@@ -345,15 +325,16 @@ class VirstSegmenter(SAM2Base):
         pointer = visible * self.obj_ptr_proj(token) + (1 - visible) * self.no_obj_ptr
         return FrameMasks(masks[rows, best].float(), ious[rows, best].float(), scores[:, 0].float(), pointer)
 
-    def encode_memory(self, features: FrameFeatures, masks: FrameMasks) -> Tensor:
+    def encode_memory(self, features: FrameFeatures, masks: FrameMasks, pool: int = 1) -> Tensor:
         """The memory of a decoded frame.
 
         Args:
             features ([`FrameFeatures`]): The frame.
             masks ([`FrameMasks`]): Its masks; the memory sees them through the absent gate.
+            pool (`int`, *optional*, defaults to 1): Take the mean of each `pool * pool` tokens.
 
         Returns:
-            `torch.Tensor` of shape `(S / 16 * S / 16, num_expressions, memory_dim)`: Memory tokens.
+            `torch.Tensor` of shape `((S / 16 / pool) ** 2, num_expressions, memory_dim)`: Memory tokens.
         """
         config = self.config
         high_res = self.resize_logits(masks.gated_logits)
@@ -361,6 +342,8 @@ class VirstSegmenter(SAM2Base):
         out = self.memory_encoder(features.top, scaled[:, None].to(features.top.dtype), skip_mask_sigmoid=True)
         absent = (masks.object_scores <= 0).to(features.top.dtype)[:, None, None, None]
         memory = out["vision_features"] + absent * self.no_obj_embed_spatial[..., None, None]
+        if pool > 1:
+            memory = F.avg_pool2d(memory, pool)
         return memory.flatten(2).permute(2, 0, 1)
 
     def memory_positions(self, tau: int, like: Tensor) -> Tensor:
@@ -373,8 +356,10 @@ class VirstSegmenter(SAM2Base):
         Returns:
             `torch.Tensor` of shape `(num_tokens, 1, memory_dim)`: The code.
         """
-        side = round(like.shape[0] ** 0.5)
+        side = self.config.grid_size
         code = self.memory_encoder.position_encoding(like.new_empty(1, like.shape[-1], side, side))
+        if len(like) < side * side:
+            code = F.avg_pool2d(code, round((side * side / len(like)) ** 0.5))
         # The rows run from the frame before (row 0) to the oldest; the anchors' row is the last.
         row = self.maskmem_tpos_enc[self.num_maskmem - 1 - tau]
         return code.to(like.dtype).flatten(2).permute(2, 0, 1) + row

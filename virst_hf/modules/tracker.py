@@ -1,5 +1,6 @@
 """The Temporal Dynamic Anchor Updater: anchors from prompts, all other frames from anchors and the last few frames."""
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,14 +17,16 @@ __all__ = ["EXACT", "AnchorMemory", "TrackingOptions", "track_frames", "track_su
 @dataclass(frozen=True)
 class TrackingOptions:
     """
-    Ways to track faster, or in less memory. The first changes no mask; each of the others changes them a little.
+    Ways to track faster, or in less memory. The first changes no mask; each of the others changes them.
 
     Args:
         chunk (`int`, *optional*): Expressions that attend to memory together; all of them when not given.
-        recent (`int`, *optional*): Of the last frames, how many are attended to (the nearest ones); 6 in SAM 2.1, and
-            when not given.
+        recent (`int`, *optional*): How many of the last frames are attended to: the nearest ones of those that were
+            tracked among the last 6. All of them, as in SAM 2.1, when not given.
         stride (`int`, *optional*, defaults to 1): Track every `stride`-th frame and the anchors, and interpolate the
             logits of the frames between.
+        pool (`int`, *optional*, defaults to 1): Memories are means over `pool * pool` of their tokens; the side of
+            their grid (64 in SAM 2.1) must be a multiple of it. Pointers stay as they are.
 
     Raises:
         ConfigError: A number is too small.
@@ -41,11 +44,13 @@ class TrackingOptions:
     chunk: int | None = None
     recent: int | None = None
     stride: int = 1
+    pool: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("chunk", 1), ("recent", 0), ("stride", 1)):
+        for name, least in (("chunk", 1), ("recent", 0), ("stride", 1), ("pool", 1)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
+            optional = getattr(type(self), name) is None
+            if not (optional and value is None) and (type(value) is not int or value < least):
                 raise ConfigError(f"{name} must be a whole number of at least {least}, found {value!r}.")
 
     def tracked(self, frames: range, anchors: Collection[int]) -> list[int]:
@@ -62,6 +67,7 @@ class TrackingOptions:
         return [t for t in frames if (t - frames[0]) % self.stride == 0 or t in anchors or t == last]
 
 
+# As in the paper.
 EXACT = TrackingOptions()
 # What is interpolated of the masks between two frames.
 MEASURED = ("logits", "iou_scores", "object_scores")
@@ -89,6 +95,9 @@ class AnchorMemory:
         future_pointers (`bool`): Whether anchors of the future give an object pointer (as in training).
         multimask (`bool`): Take the best of the multi-mask outputs, or the single-mask output.
         options ([`TrackingOptions`], *optional*): Ways to be faster.
+
+    Raises:
+        ConfigError: The grid of the segmenter is no multiple of the pooling.
     """
 
     def __init__(
@@ -100,14 +109,38 @@ class AnchorMemory:
         multimask: bool,
         options: TrackingOptions = EXACT,
     ) -> None:
+        side = segmenter.config.grid_size
+        if side % options.pool:
+            raise ConfigError(f"Memories of {side} x {side} tokens cannot be pooled by {options.pool}.")
         self.segmenter = segmenter
         self.options = options
         self.num_anchors = num_anchors
         self.future_pointers = future_pointers
         self.multimask = multimask
-        self.pointer_reach = min(num_frames, segmenter.config.max_object_pointers) - 1
+        self.pointer_reach = 0
+        self.lengthen(num_frames)
         self.anchors: dict[int, MemoryEntry] = {}
         self.recent: dict[int, MemoryEntry] = {}
+
+    def lengthen(self, num_frames: int) -> None:
+        """Say that the run has grown.
+
+        Args:
+            num_frames (`int`): Frames so far; a smaller number than before changes nothing.
+        """
+        longest = min(num_frames, self.segmenter.config.max_object_pointers)
+        self.pointer_reach = max(self.pointer_reach, longest - 1)
+
+    def fork(self) -> "AnchorMemory":
+        """Another memory with the same content; what one of them forgets the other keeps."""
+        twin = copy.copy(self)
+        twin.anchors = {index: copy.copy(entry) for index, entry in self.anchors.items()}
+        twin.recent = {index: copy.copy(entry) for index, entry in self.recent.items()}
+        return twin
+
+    def entry_of(self, frame: FrameFeatures, masks: FrameMasks) -> MemoryEntry:
+        """What is remembered of a decoded frame."""
+        return MemoryEntry(self.segmenter.encode_memory(frame, masks, self.options.pool), masks.pointer)
 
     def decode_anchor(self, index: int, frame: FrameFeatures, prompts: Tensor, remember: bool = True) -> FrameMasks:
         """Decode an anchor from its prompts, without memory.
@@ -124,7 +157,7 @@ class AnchorMemory:
         segmenter = self.segmenter
         masks = segmenter.decode(segmenter.without_memory(frame), prompts, frame, self.multimask)
         if remember:
-            self.anchors[index] = MemoryEntry(segmenter.encode_memory(frame, masks), masks.pointer)
+            self.anchors[index] = self.entry_of(frame, masks)
         return masks
 
     def propagate(self, index: int, frame: FrameFeatures, remember: bool = True) -> FrameMasks:
@@ -133,11 +166,12 @@ class AnchorMemory:
         memory, positions, num_pointers = self.gather(index)
         # Attention holds a few tensors of the size of its keys for each expression: in chunks, for a few of them.
         chunks = memory.split(self.options.chunk or memory.shape[1], dim=1)
-        attended = [segmenter.attend_to_memory(frame, chunk, positions, num_pointers) for chunk in chunks]
+        pool = self.options.pool
+        attended = [segmenter.attend_to_memory(frame, chunk, positions, num_pointers, pool) for chunk in chunks]
         embedding = torch.cat(attended)
         masks = segmenter.decode(embedding, None, frame, self.multimask)
         if remember:
-            self.recent[index] = MemoryEntry(segmenter.encode_memory(frame, masks), masks.pointer)
+            self.recent[index] = self.entry_of(frame, masks)
             self.forget(index)
         return masks
 
@@ -159,13 +193,15 @@ class AnchorMemory:
         """Memory tokens, their codes and the number of pointer tokens for the frame at `index`."""
         segmenter = self.segmenter
         chosen = closest_anchors(index, list(self.anchors), self.num_anchors)
-        spatial = [(0, self.anchors[k].tokens) for k in chosen]
         num_recent = segmenter.num_maskmem - 1
-        oldest = 1 if self.options.recent is None else max(1, num_recent + 1 - self.options.recent)
-        for tau in range(oldest, num_recent + 1):
+        spatial = []
+        for tau in range(1, num_recent + 1):
             past = self.entry(index - (num_recent + 1 - tau), chosen)
             if past is not None and past.tokens is not None:
                 spatial.append((tau, past.tokens))
+        if self.options.recent is not None:
+            spatial = spatial[max(0, len(spatial) - self.options.recent) :]
+        spatial = [(0, self.anchors[k].tokens) for k in chosen] + spatial
         pointers = [(index - k, self.anchors[k].pointer) for k in chosen if self.future_pointers or k <= index]
         for distance in range(1, self.pointer_reach + 1):
             past = self.entry(index - distance, chosen)
