@@ -8,7 +8,7 @@ it is installed, else the small model of the tests), `mid` and `full` (SAM 2.1 l
 language model and tower) and `7b` (the release's sizes). Modes:
 
 - `exact`: `model.segment` with all expressions in one call, for long videos `model.stream`; float32.
-- `fast`: the same in bfloat16, and with the `TrackingOptions` that stand in `FAST` here. Masks change a little.
+- `fast`: the same with the preset of that name (`virst_hf.FAST`). Masks change a little.
 - `release`: the same weights, float32, in the order of the released code (see `release_schedule.py`). It takes one
   expression at a time; so one is run, and rows of several are multiplied (`"scaled": true`). Not run for more than
   200 frames.
@@ -40,13 +40,12 @@ from tqdm import tqdm
 
 from virst_hf import VirstForVideoSegmentation, VirstProcessor
 from virst_hf.errors import VirstError
-from virst_hf.modules.tracker import EXACT, TrackingOptions
+from virst_hf.modules.tracker import EXACT
+from virst_hf.presets import FAST
 from virst_hf.processing_virst import iter_masks
 from virst_hf.rendering import write_json
 from virst_hf.video_io import VideoSource
 
-FAST = TrackingOptions(recent=3, stride=2)
-FAST_DTYPE = torch.bfloat16
 MODES = ("exact", "fast", "release")
 # Videos from this length on are streamed; the release is left out of longer ones than that.
 STREAM_FROM, RELEASE_UP_TO = 100, 200
@@ -71,7 +70,7 @@ class Case:
 def prepare(model: VirstForVideoSegmentation, processor: VirstProcessor, case: Case) -> Callable[[], Any]:
     """The run of a case, with all done that is not measured."""
     video, texts = random_video(case.frames), expression_texts(case.expressions)
-    tracking = FAST if case.mode == "fast" else EXACT
+    tracking = FAST.tracking if case.mode == "fast" else EXACT
     if case.frames >= STREAM_FROM:
         if case.mode == "release":
             return lambda: draw(segment_as_release(model, **processor(videos=video, text=texts)), video)
@@ -130,7 +129,9 @@ def measure(case: Case) -> dict[str, Any]:
     """One row."""
     torch.set_num_threads(case.threads)
     model, processor = build(case.size, case.initial_fusion)
-    model = model.to(case.device, FAST_DTYPE if case.mode == "fast" else torch.float32)
+    model = model.to(case.device, torch.float32)
+    if case.mode == "fast":
+        FAST.prepare(model)
     small = replace(case, frames=min(WARM_UP_FRAMES, case.frames), expressions=1)
     prepare(model, processor, replace(small, mode="fast" if case.mode == "fast" else "exact"))()
     run = prepare(model, processor, case)
@@ -245,7 +246,7 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, An
         "device": args.device,
         "threads": args.threads,
         "initial_fusion": args.initial_fusion,
-        "fast": {**asdict(FAST), "dtype": str(FAST_DTYPE).removeprefix("torch.")},
+        "fast": asdict(FAST),
         "torch": torch.__version__,
         "rows": rows,
         "ratios": ratios(rows),

@@ -16,7 +16,7 @@ from virst_hf import VirstConfig
 from virst_hf.untrained import untrained_model, untrained_processor
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-NAMES = ("inference", "inference_sizes", "lower_bound", "release_schedule")
+NAMES = ("inference_sizes", "lower_bound", "release_schedule", "inference", "stream_memory", "inference_figures")
 # The script sets the number of threads of its process.
 pytestmark = pytest.mark.usefixtures("one_thread")
 KEYS = {"size", "device", "threads", "rows", "ratios", "lower_bound_ratio"}
@@ -235,13 +235,25 @@ def test_a_short_run_counts_by_its_middle(benchmark, monkeypatch):
     assert benchmark.run_measured(model, lambda: made.append(0))[1] == 2.5 and len(made) == 4
 
 
-def test_the_fast_mode_skips_frames(benchmark, small):
-    """With stride 2 frames 0, 2, 4, 6 and 8 of 9 are decoded, and the anchors."""
-    model, processor = benchmark.build("tiny")
-    run = benchmark.prepare(model.to(torch.bfloat16), processor, benchmark.Case("tiny", 9, 2, "fast"))
-    observer, _ = benchmark.run_observed(model, run, waits=True)
-    anchors = benchmark.anchors_of(benchmark.seg_frames_of(9, processor), 4)
-    assert observer.count("segmenter.sam_mask_decoder") == len({0, 2, 4, 6, 8, *anchors})
+def test_the_fast_mode_is_the_preset(benchmark, small, monkeypatch):
+    """Its types and its options reach the run; the exact mode has neither."""
+    seen = {}
+    prepare = benchmark.prepare
+
+    def noted(model, processor, case):
+        segment = model.segment
+
+        def segmented(**inputs):
+            seen[case.mode] = model.dtype, inputs["tracking"]
+            return segment(**inputs)
+
+        monkeypatch.setattr(model, "segment", segmented)
+        return prepare(model, processor, case)
+
+    monkeypatch.setattr(benchmark, "prepare", noted)
+    for mode in ("exact", "fast"):
+        benchmark.measure(benchmark.Case("tiny", 9, 1, mode))
+    assert seen == {"exact": (torch.float32, benchmark.EXACT), "fast": (torch.bfloat16, benchmark.FAST.tracking)}
 
 
 @pytest.mark.slow
@@ -355,3 +367,62 @@ def test_a_device_that_is_not_there(benchmark, monkeypatch):
     monkeypatch.setattr(torch, "zeros", no_device)
     with pytest.raises(ArgumentTypeError, match=r"device cuda cannot be used: Torch not compiled with it enabled$"):
         benchmark.usable_device("cuda")
+
+
+# --- memory and the page ---------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_memory_of_streams_and_of_many_videos(modules, small):
+    """Fresh processes; a video ten times as long. The lengths are smaller than those of the benchmark."""
+    memory = modules["stream_memory"]
+    options = ["--frames", "60", "600", "--runs", "1", "--videos", "12", "--video-frames", "12", "--threads", "1"]
+    content = memory.measure_all(memory.make_parser().parse_args(options))
+    assert content["bounded"] == {"stream": True, "videos": True}, content
+
+
+def test_memory_that_grows_is_told(modules):
+    judge = modules["stream_memory"].judge
+    assert judge({"median_mb": {"200": 1000, "2000": 1099}, "mean_rss_mb": [100, 105]}) == {
+        "stream": True,
+        "videos": True,
+    }
+    assert judge({"median_mb": {"200": 1000, "2000": 1101}, "mean_rss_mb": [100, 106]}) == {
+        "stream": False,
+        "videos": False,
+    }
+
+
+def test_figures_go_into_the_page(modules, tmp_path):
+    script = modules["inference_figures"]
+    row = {"frames": 12, "expressions": 4, "seconds": 2.0, "fps": 6.0, "peak_rss_mb": 1000.4}
+    content = {
+        "size": "full",
+        "device": "cpu",
+        "threads": 1,
+        "rows": [{**row, "mode": "exact"}, {**row, "mode": "release", "scaled": True}],
+        "ratios": {"12 x 4": {"release/exact": 4.5}},
+        "lower_bound_ratio": {"12 x 4": 1.1},
+    }
+    memory = {
+        "size": "tiny",
+        "device": "cpu",
+        "threads": 2,
+        "stream_mb": {"200": [900.0, 901.0], "2000": [905.0, 906.0]},
+        "median_mb": {"200": 900.5, "2000": 905.5},
+        "videos": 20,
+        "mean_rss_mb": [500.0, 501.0],
+    }
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n\n{script.BEGIN}\n\nold\n\n{script.END}\n\nafter\n")
+    for name, found in (("a.json", content), ("b.json", memory)):
+        (tmp_path / name).write_text(json.dumps(found))
+    for _ in range(2):  # a second time nothing piles up
+        script.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--page", str(page)])
+    text = page.read_text()
+    assert text.startswith("# Page") and text.endswith("after\n") and "old" not in text
+    assert text.count("| 12 | 4 | exact | 2.00 | 6.00 | 1000 |") == 1
+    assert "release (of one, multiplied)" in text and "| 12 x 4 | 4.50 | - | 1.10 |" in text
+    assert "| 2000 | 905, 906 | 906 |" in text and "### Size `full`, cpu, 1 thread\n" in text
+    page.write_text("no marks")
+    with pytest.raises(SystemExit, match="no place for figures"):
+        script.main([str(tmp_path / "a.json"), "--page", str(page)])
+    assert script.BEGIN in (FOLDER.parent / "docs" / "inference.md").read_text()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_streaming import video
 
-from virst_hf import VirstForVideoSegmentation, VirstProcessor, VirstSession
+from virst_hf import TrackingOptions, VirstForVideoSegmentation, VirstProcessor, VirstSession
 from virst_hf.errors import VideoError, VirstError
 from virst_hf.untrained import untrained_model, untrained_processor
 
@@ -140,3 +140,77 @@ def test_the_video_goes_through_the_language_model_once(
     assert len(lengths) == 3
     assert (session.masks(second) != segment(model, processor, video(20), "the dog that runs")).float().mean() < 1e-4
     assert (session.masks(first) != segment(model, processor, video(20), "the cat")).float().mean() < 1e-4
+
+
+def test_a_session_on_a_still_image_gives_the_mask_of_segment(
+    model: VirstForVideoSegmentation, processor: VirstProcessor
+):
+    image = video(1)[0]
+    session = VirstSession(model, processor, image)
+    (number,) = session.add("the cat")
+    assert (session.masks(number) != segment(model, processor, image, "the cat")).float().mean() < 1e-4
+    inputs = processor(videos=image, text="What is it?", task="ask")
+    tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert session.ask("What is it?", 4) == processor.batch_decode(tokens, skip_special_tokens=True)[0].strip()
+
+
+@pytest.mark.parametrize("num_frames", [3, 11])
+def test_a_session_on_a_short_video_gives_the_scores_of_segment(
+    model: VirstForVideoSegmentation, processor: VirstProcessor, num_frames: int
+):
+    """Pointers reach as far back as in a video of that length, not as in a long one."""
+    frames = video(num_frames)
+    session = VirstSession(model, processor, frames)
+    session.add("the cat")
+    (memory,) = (tracker.memory for _, tracker in session._groups)
+    assert memory.pointer_reach == max(num_frames, 8) - 1
+    expected = segment(model, processor, frames, "the cat")
+    assert (session.masks(0) != expected).float().mean() < 1e-4
+    session.extend(video(9, 5))
+    assert memory.pointer_reach == max(num_frames, 8) - 1  # of the state before
+    assert session._groups[0][1].memory.pointer_reach == min(num_frames + 9, 16) - 1
+
+
+def test_a_session_is_as_it_was_after_an_error(
+    model: VirstForVideoSegmentation, processor: VirstProcessor, monkeypatch: pytest.MonkeyPatch
+):
+    frames = video(20)
+    session, other = (VirstSession(model, processor, frames[:12]) for _ in range(2))
+    for each in (session, other):
+        each.add("the cat")
+        each.add("the dog")
+    decode, calls = model.model.segmenter.decode, []
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) > 9:
+            raise MemoryError("no memory")
+        return decode(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.model.segmenter, "decode", failing)
+        with pytest.raises(MemoryError):
+            session.extend(frames[12:])
+    assert session.num_frames == 12 and session.masks(0).shape[0] == 12
+    for one, two in zip(session.extend(frames[12:]), other.extend(frames[12:]), strict=True):
+        torch.testing.assert_close(one.scores, two.scores)
+
+
+def test_a_session_without_expressions_goes_on(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    session = VirstSession(model, processor, video(9))
+    for number in session.add("the cat", "the dog"):
+        session.remove(number)
+    assert session.expressions == {} and [f.masks.shape[0] for f in session.extend(video(2))] == [0, 0]
+    (number,) = session.add("the bird")
+    assert number == 2 and session.masks(number).shape == (11, 36, 48)
+
+
+def test_a_session_may_be_faster(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    calls = []
+    hook = model.model.segmenter.sam_mask_decoder.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        session = VirstSession(model, processor, video(20), tracking=TrackingOptions(stride=4))
+        (number,) = session.add("the cat")
+    finally:
+        hook.remove()
+    assert len(calls) < 12 and session.masks(number).shape[0] == 20

@@ -10,7 +10,8 @@ import torch
 from virst_hf import VirstForVideoSegmentation, VirstProcessor, open_video
 from virst_hf.errors import ConfigError, VideoError, VirstError
 from virst_hf.frame_reader import LazyFrames, read_ahead
-from virst_hf.modules.tracker import TrackingOptions
+from virst_hf.modules.frame_store import FrameStore
+from virst_hf.modules.tracker import MemoryEntry, TrackingOptions
 from virst_hf.streaming import WindowTracker, windows_of
 from virst_hf.untrained import untrained_model, untrained_processor
 from virst_hf.video_io import VideoSource
@@ -242,6 +243,108 @@ def test_fewer_recent_frames_are_attended_to(
 
 
 def test_bad_options():
-    for arguments in ({"chunk": 0}, {"recent": -1}, {"stride": 0}, {"stride": 1.5}):
+    for arguments in (
+        {"chunk": 0},
+        {"recent": -1},
+        {"stride": 0},
+        {"stride": 1.5},
+        {"stride": None},
+        {"pool": 0},
+        {"pool": True},
+    ):
         with pytest.raises(ConfigError, match=f"{next(iter(arguments))} must be"):
             TrackingOptions(**arguments)
+
+
+# --- images, odd sources and short windows ---------------------------------------------------------------------------
+@pytest.mark.parametrize("policy", ["uniform", "windowed"])
+def test_a_still_image_is_one_with_every_policy(
+    model: VirstForVideoSegmentation, processor: VirstProcessor, policy: str
+):
+    image = video(1)[0]
+    expected = model.segment(**processor(videos=image, text=TEXTS)).object_scores
+    (frame,) = model.stream(image, TEXTS, processor, anchor_policy=policy)
+    torch.testing.assert_close(frame.scores[:, None], torch.stack(expected), atol=1e-4, rtol=1e-4)
+    assert frame.is_anchor and frame.masks.shape == (3, 36, 48)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_windows_shorter_than_all_else(model: VirstForVideoSegmentation, processor: VirstProcessor, window: int):
+    frames = list(model.stream(video(5), TEXTS, processor, anchor_policy="windowed", window=window))
+    assert [frame.index for frame in frames] == list(range(5))
+    assert all(frame.scores.isfinite().all() for frame in frames)
+
+
+def test_a_live_source_that_fails_gives_what_came_before(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    def camera(last: object) -> Iterator[object]:
+        yield from video(6)
+        if isinstance(last, Exception):
+            raise last
+        yield last
+
+    for last, message in (
+        (OSError("unplugged"), r"gives no frame 6 \(OSError: unplugged\)"),
+        (None, "frame 6 of the live source is a NoneType"),
+        (np.zeros((36, 48, 2), np.uint8), "frame 6 of the live source has shape"),
+    ):
+        got = []
+        with pytest.raises(VideoError, match=message):
+            for frame in model.stream(camera(last), "the cat", processor, anchor_policy="windowed", window=4):
+                got.append(frame.index)
+        assert got == list(range(6)) and not reader_threads()
+
+
+def test_frames_of_a_camera_may_be_grey(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    grey = video(4)[..., 0]
+    stream = model.stream(iter(grey), "the cat", processor, anchor_policy="windowed", window=4)
+    expected = model.stream(np.repeat(grey[..., None], 3, axis=-1), "the cat", processor)
+    for one, other in zip(stream, expected, strict=True):
+        torch.testing.assert_close(one.scores, other.scores)
+
+
+def test_a_live_source_is_not_read_twice(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    with pytest.raises(VideoError, match="anchor_policy"):
+        model.stream(iter(video(4)), "the cat", processor)
+
+
+def test_an_error_that_ends_the_reader_is_raised_where_it_is_waited_for():
+    """Also one that is no `Exception`: else the reader's end would never be known."""
+
+    def source() -> Iterator[np.ndarray]:
+        yield video(1)[0]
+        raise SystemExit(3)
+
+    reader = read_ahead(source(), lambda index, frame: index, 2)
+    assert next(reader) == 0
+    with pytest.raises(SystemExit):
+        next(reader)
+    assert not reader_threads()
+
+
+def test_lazy_frames_go_on_telling_of_a_break():
+    with LazyFrames(broken_video(9, 3), torch.from_numpy, 9) as lazy:
+        assert len(lazy[[1, 2, 3, 4]]) == 2  # as many as there are
+        for frame in (3, 5):
+            with pytest.raises(VideoError, match="frame 3 of broken.mp4"):
+                lazy[[frame]]
+
+
+def test_frames_that_were_not_announced_are_encoded_as_well(model: VirstForVideoSegmentation):
+    pixels = torch.zeros(6, 3, 128, 128, dtype=torch.uint8)
+    store = FrameStore(model.model.segmenter, pixels, [0])
+    store.wanted = [0, 4]
+    assert [store(index).top.shape[0] for index in (0, 2, 4, 5)] == [1] * 4
+
+
+def test_recent_frames_are_the_nearest_that_were_tracked(
+    model: VirstForVideoSegmentation, processor: VirstProcessor, monkeypatch: pytest.MonkeyPatch
+):
+    """With every second frame skipped there are still two: those 2 and 4 frames before."""
+    segmenter, rows = model.model.segmenter, []
+    code = segmenter.memory_positions
+    monkeypatch.setattr(segmenter, "memory_positions", lambda tau, like: rows.append(tau) or code(tau, like))
+    memory = model.empty_memory(20, tracking=TrackingOptions(recent=2, stride=2))
+    entry = MemoryEntry(torch.zeros(64, 1, segmenter.mem_dim), torch.zeros(1, segmenter.hidden_dim))
+    memory.anchors, memory.recent = {0: entry}, dict.fromkeys((4, 6, 8), entry)
+    memory.gather(10)
+    assert rows == [0, 3, 5]  # the anchor, then 4 and 2 frames before

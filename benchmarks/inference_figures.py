@@ -1,0 +1,87 @@
+"""Writes what `benchmarks/inference.py` and `benchmarks/stream_memory.py` found into the page of the documentation.
+
+    python benchmarks/inference_figures.py result.json [more.json ...] --page docs/inference.md
+
+The part of the page between its two marks is replaced by a table for each file; nothing else is touched.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["figures", "put_into"]
+
+BEGIN, END = "<!-- figures: begin (benchmarks/inference_figures.py) -->", "<!-- figures: end -->"
+RATIOS = ("release/exact", "exact/fast")
+
+
+def figures(content: dict[str, Any]) -> str:
+    """A result as Markdown.
+
+    Args:
+        content (`dict`): What one of the two benchmarks wrote.
+
+    Returns:
+        `str`: A heading and a table, or two.
+    """
+    where = f"{content['device']}, {content['threads']} thread{'s' if content['threads'] != 1 else ''}"
+    if "stream_mb" in content:
+        lines = [f"### Memory of a stream, size `{content['size']}`, {where}", ""]
+        lines += ["| frames | peak RSS of fresh processes, MB | median |", "| --- | --- | --- |"]
+        for frames, found in content["stream_mb"].items():
+            lines.append(f"| {frames} | {', '.join(f'{x:.0f}' for x in found)} | {content['median_mb'][frames]:.0f} |")
+        first, last = content["mean_rss_mb"]
+        lines += [
+            "",
+            f"Over {content['videos']} videos: mean RSS {first:.0f} MB of the first half, {last:.0f} MB of the",
+        ]
+        return "\n".join([*lines, "second."])
+    lines = [f"### Size `{content['size']}`, {where}", ""]
+    lines += [
+        "| frames | expressions | mode | seconds | frames/s | peak MB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in content["rows"]:
+        mode = row["mode"] + (" (of one, multiplied)" if row.get("scaled") else "")
+        cells = [row["frames"], row["expressions"], mode, f"{row['seconds']:.2f}", f"{row['fps']:.2f}"]
+        lines.append(f"| {' | '.join(map(str, [*cells, round(row['peak_rss_mb'])]))} |")
+    lines += [
+        "",
+        "| frames x expressions | release/exact | exact/fast | exact/lower bound |",
+        "| --- | --- | --- | --- |",
+    ]
+    for key, ratios in content["ratios"].items():
+        found = [*(ratios.get(name) for name in RATIOS), content["lower_bound_ratio"].get(key)]
+        lines.append(f"| {key} | {' | '.join('-' if x is None else f'{x:.2f}' for x in found)} |")
+    return "\n".join(lines)
+
+
+def put_into(page: str, parts: list[str]) -> str:
+    """A page with its figures replaced.
+
+    Args:
+        page (`str`): The page; both marks are in it once.
+        parts (`list[str]`): What `figures` gave.
+
+    Returns:
+        `str`: The new page.
+    """
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise SystemExit(f"The page has no place for figures; expected the lines {BEGIN} and {END}.")
+    before, rest = page.split(BEGIN)
+    return "\n\n".join([before + BEGIN, *parts, END + rest.split(END)[1]])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the files and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--page", type=Path, required=True)
+    args = parser.parse_args(arguments)
+    parts = [figures(json.loads(path.read_text(encoding="utf-8"))) for path in args.results]
+    args.page.write_text(put_into(args.page.read_text(encoding="utf-8"), parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
