@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco
 from safetensors.torch import load_file, save_file
@@ -128,6 +129,52 @@ def test_start_end_and_stride_choose_frames(model: Path, clip: Path, tmp_path: P
     assert main(command) == 0
     content = check_results(output, ["it"], 3, HEIGHT, WIDTH - 1)
     assert content["frame_times"] == pytest.approx([0.2, 0.8, 1.4], abs=1e-6)
+
+
+def test_speed_options_reach_the_stream(model: Path, folder: Path, tmp_path: Path, monkeypatch):
+    """A preset, a switch set otherwise, and what `--dtype` says against it."""
+    seen = []
+    stream = virst_hf.VirstForVideoSegmentation.stream
+    compiled = "virst_hf.VirstForVideoSegmentation.compile_inference"
+
+    def noted(self, *args, tracking):
+        encoder = next(self.model.segmenter.image_encoder.parameters())
+        seen.append((self.dtype, encoder.dtype, tracking))
+        return stream(self, *args, tracking=tracking)
+
+    monkeypatch.setattr(virst_hf.VirstForVideoSegmentation, "stream", noted)
+    monkeypatch.setattr(compiled, lambda self: seen.append("compiled"))
+    for index, options in enumerate(
+        (
+            ["--preset", "fast"],
+            ["--preset", "fast", "--recent", "1", "--track-every", "2", "--dtype", "float32"],
+            ["--encoder-dtype", "bfloat16", "--pool", "2", "--chunk", "1", "--compile"],
+        )
+    ):
+        command = ["segment", str(folder), "it", "--model", str(model), "--output", str(tmp_path / str(index))]
+        assert main([*command, "--device", "cpu", *options]) == 0
+        check_results(tmp_path / str(index), ["it"], FRAMES, HEIGHT, WIDTH)
+    half, full = torch.bfloat16, torch.float32
+    assert seen == [
+        (half, half, virst_hf.TrackingOptions(recent=3)),
+        (full, full, virst_hf.TrackingOptions(recent=1, stride=2)),
+        "compiled",
+        (full, half, virst_hf.TrackingOptions(pool=2, chunk=1)),
+    ]
+
+
+def test_bad_speed_options_are_one_line(capsys):
+    command = ["segment", "a.mp4", "it", "--model", "m", "--output", "o"]
+    with pytest.raises(SystemExit):
+        main([*command, "--preset", "quick"])
+    assert "quick" in capsys.readouterr().err
+
+
+def test_presets_of_the_command_are_those_of_the_package():
+    from virst_hf import presets
+    from virst_hf.cli import options
+
+    assert list(presets.PRESETS) == list(options.PRESETS)
 
 
 def test_segment_takes_a_still_image(model: Path, folder: Path, tmp_path: Path):

@@ -65,7 +65,7 @@ def run_example(name: str, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/inference.md"])
 def test_python_of_the_pages_runs(page: str, demo: Path, monkeypatch):
     monkeypatch.chdir(demo)
     blocks = [block for block in python_blocks(ROOT / page) if "push_to_hub" not in block and '"a.mp4"' not in block]

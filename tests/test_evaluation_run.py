@@ -16,6 +16,7 @@ from evaluation_fixtures import write_mevis
 from image_fixtures import make_reason_seg, make_refcoco
 from PIL import Image
 
+from virst_hf import TrackingOptions
 from virst_hf.cli.main import main
 from virst_hf.data.shapes_maker import make_shapes
 from virst_hf.data.shapes_maker.expressions import EXPRESSION_TYPES
@@ -83,6 +84,24 @@ def test_chunks_of_expressions_do_not_change_what_is_found(run, tmp_path):
     one = run(tmp_path / "one", options=RunOptions(batch_expressions=1))
     all_at_once = run(tmp_path / "all", options=RunOptions(batch_expressions=8))
     assert one["J&F"] == pytest.approx(all_at_once["J&F"], abs=0.5)
+
+
+def test_tracking_options_reach_the_model_and_are_part_of_the_run(run, tmp_path, shared_model, monkeypatch):
+    """Exact runs are told as they always were, so that older ones can go on."""
+    seen = []
+    segment = type(shared_model).segment
+
+    def noted(self, *args, tracking, **inputs):
+        seen.append(tracking)
+        return segment(self, *args, tracking=tracking, **inputs)
+
+    monkeypatch.setattr(type(shared_model), "segment", noted)
+    fast = RunOptions(tracking=TrackingOptions(recent=2))
+    results = run(tmp_path / "fast", limit=1, options=fast)
+    assert set(seen) == {fast.tracking} and results["settings"]["tracking"]["recent"] == 2
+    assert "tracking" not in run(tmp_path / "exact", limit=1)["settings"]
+    with pytest.raises(EvaluationError, match="tracking"):
+        run(tmp_path / "fast", limit=1)
 
 
 def test_a_finished_run_is_not_run_again_and_can_be_scored_without_a_model(run, root, tmp_path, monkeypatch, cache):
