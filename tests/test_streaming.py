@@ -127,8 +127,9 @@ def test_a_live_source_is_segmented_window_by_window(model: VirstForVideoSegment
     assert [frame.index for frame in stream] == list(range(1, 100))
 
 
-def test_one_window_is_the_whole_video(model: VirstForVideoSegmentation, processor: VirstProcessor):
-    frames = video(40)
+@pytest.mark.parametrize("num_frames", [4, 40])
+def test_one_window_is_the_whole_video(model: VirstForVideoSegmentation, processor: VirstProcessor, num_frames: int):
+    frames = video(num_frames)
     uniform = list(model.stream(frames, TEXTS, processor))
     windowed = list(model.stream(frames, TEXTS, processor, anchor_policy="windowed", window=40))
     for one, other in zip(uniform, windowed, strict=True):
@@ -297,7 +298,8 @@ def test_a_live_source_that_fails_gives_what_came_before(model: VirstForVideoSeg
 def test_frames_of_a_camera_may_be_grey(model: VirstForVideoSegmentation, processor: VirstProcessor):
     grey = video(4)[..., 0]
     stream = model.stream(iter(grey), "the cat", processor, anchor_policy="windowed", window=4)
-    expected = model.stream(np.repeat(grey[..., None], 3, axis=-1), "the cat", processor)
+    colour = np.repeat(grey[..., None], 3, axis=-1)
+    expected = model.stream(iter(colour), "the cat", processor, anchor_policy="windowed", window=4)
     for one, other in zip(stream, expected, strict=True):
         torch.testing.assert_close(one.scores, other.scores)
 

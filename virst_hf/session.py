@@ -93,7 +93,7 @@ class VirstSession:
         frames = [frame for window in self._windows for frame in tracker.segment(window)]
         numbers = list(range(self._count, self._count + len(texts)))
         self._count += len(texts)
-        self._groups.append((numbers, tracker))
+        self._groups.append((list(numbers), tracker))
         for row, number in enumerate(numbers):
             self._masks[number] = [frame.masks[row] for frame in frames]
         return numbers

@@ -247,7 +247,8 @@ def _windowed(
     ahead: int,
     tracking: TrackingOptions,
 ) -> Iterator[StreamedFrame]:
-    tracker = WindowTracker(model, processor, texts, tracking)
+    num_frames = frames.num_frames if isinstance(frames, VideoSource) else None
+    tracker = WindowTracker(model, processor, texts, tracking, num_frames)
     with closing(windows_of(model, frames, processor, window, ahead)) as parts:
         for part in parts:
             yield from tracker.segment(part)
