@@ -110,7 +110,8 @@ class StreamingMixin:
             [`StreamedFrame`]: Index, masks and scores of each frame, in order.
 
         Raises:
-            VideoError: The video cannot be read; where it breaks off, after the masks of the frames before.
+            VideoError: The video cannot be read; where it breaks off, after the masks of the frames before (with a
+                stride in `tracking`: up to the last one that was tracked).
             VirstError: There is no expression, or an argument is of no use.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
