@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
+import virst_hf
 from virst_hf import VirstConfig, VirstForVideoSegmentation, VirstProcessor, VirstVideoProcessor
-from virst_hf.loading import VIRST_TINY
 from virst_hf.untrained import untrained_model, untrained_processor
 from virst_hf.video_io import VideoSource
 
 __all__ = ["SIZES", "Size", "build", "config_of", "expression_texts", "random_video"]
 
 HEIGHT, WIDTH = 180, 320
+# The small trained model, where the package holds it.
+VIRST_TINY = str(Path(virst_hf.__file__).parent / "tiny")
 
 
 @dataclass(frozen=True)

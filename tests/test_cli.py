@@ -148,7 +148,7 @@ def test_speed_options_reach_the_stream(model: Path, folder: Path, tmp_path: Pat
         (
             ["--preset", "fast"],
             ["--preset", "fast", "--recent", "1", "--track-every", "2", "--dtype", "float32"],
-            ["--encoder-dtype", "bfloat16", "--pool", "2", "--chunk", "1", "--compile"],
+            ["--encoder-dtype", "bfloat16", "--pool", "4", "--chunk", "1", "--compile"],
         )
     ):
         command = ["segment", str(folder), "it", "--model", str(model), "--output", str(tmp_path / str(index))]
@@ -156,10 +156,10 @@ def test_speed_options_reach_the_stream(model: Path, folder: Path, tmp_path: Pat
         check_results(tmp_path / str(index), ["it"], FRAMES, HEIGHT, WIDTH)
     half, full = torch.bfloat16, torch.float32
     assert seen == [
-        (half, half, virst_hf.TrackingOptions(recent=3)),
-        (full, full, virst_hf.TrackingOptions(recent=1, stride=2)),
+        (half, half, virst_hf.TrackingOptions(pool=2)),
+        (full, full, virst_hf.TrackingOptions(recent=1, stride=2, pool=2)),
         "compiled",
-        (full, half, virst_hf.TrackingOptions(pool=2, chunk=1)),
+        (full, half, virst_hf.TrackingOptions(pool=4, chunk=1)),
     ]
 
 

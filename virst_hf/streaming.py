@@ -50,6 +50,18 @@ class StreamedFrame(NamedTuple):
         scores (`torch.FloatTensor` of shape `(num_expressions,)`): Object scores, logits; <= 0 is absent.
         iou_scores (`torch.FloatTensor` of shape `(num_expressions,)`): The predicted IoU of each mask.
         is_anchor (`bool`): Whether the frame was an anchor.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from virst_hf.untrained import untrained_model, untrained_processor
+    >>> frames = np.zeros((9, 36, 48, 3), dtype=np.uint8)
+    >>> found = next(untrained_model().stream(frames, ["the cat", "the dog"], untrained_processor()))
+    >>> found.index, found.is_anchor, found.masks.shape
+    (0, True, torch.Size([2, 36, 48]))
+
+    ```
     """
 
     index: int
@@ -368,6 +380,20 @@ class WindowTracker:
         tracking ([`TrackingOptions`], *optional*): Ways to be faster.
         num_frames (`int`, *optional*): Frames of the whole, so far as they are known. When not given, object pointers
             reach back as far as ever, as in a long video.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from virst_hf import WindowTracker, windows_of
+    >>> from virst_hf.untrained import untrained_model, untrained_processor
+    >>> model, processor = untrained_model(), untrained_processor()
+    >>> tracker = WindowTracker(model, processor, ["the cat"])
+    >>> windows = windows_of(model, np.zeros((7, 36, 48, 3), dtype=np.uint8), processor, length=4)
+    >>> [[frame.index for frame in tracker.segment(window)] for window in windows]
+    [[0, 1, 2, 3], [4, 5, 6]]
+
+    ```
     """
 
     def __init__(
