@@ -9,6 +9,7 @@ What is done is not done again: after Ctrl-C, or kill, the same command goes on.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from virst_hf import VirstForVideoSegmentation
 from virst_hf.adapters import new_folder
 from virst_hf.data.shapes_maker import make_shapes
 from virst_hf.loading import merge_adapter
+from virst_hf.rendering import write_json
 
 HERE = Path(__file__).resolve().parent
 PARTS = ("tower", "segmenter", "tracking", "maps", "language", "joint")
@@ -76,10 +78,10 @@ def train(folder: Path, scale: float) -> None:
     model = pretrained
     for stage in STAGES:
         if not (folder / stage / "final").is_dir():
-            run([stage_command(stage, folder, model, scale)])
+            run([stage_command(stage, folder, model, folder / stage, scaled(STAGES[stage][1], scale))])
         model = folder / stage / "final"
     if not (folder / "virst-tiny").is_dir():
-        merge_adapter(model, folder / "virst-tiny", pretrained, "bfloat16")
+        finish(model, pretrained, folder / "virst-tiny")
     minutes = (time.monotonic() - start) / 60
     print(f"The model is in {folder / 'virst-tiny'}; this call took {minutes:.0f} minutes.")
 
@@ -94,12 +96,11 @@ def part_command(part: str, folder: Path, scale: float, processes: int = 1) -> l
     return _python(processes) + [__file__, str(folder), "--part", part, "--scale", str(scale)]
 
 
-def stage_command(stage: str, folder: Path, model: Path, scale: float) -> list[str]:
+def stage_command(stage: str, folder: Path, model: Path, output: Path, steps: int) -> list[str]:
     """Command of a stage of the paper: by the example that trains any model."""
-    rate, steps = STAGES[stage]
     command = [str(HERE.parent / "train.py"), "--config", str(HERE / "stages.yaml"), "--stage", stage]
-    command += ["--model", str(model), "--data_root", str(folder), "--output_dir", str(folder / stage)]
-    command += ["--learning_rate", str(rate), "--max_steps", str(scaled(steps, scale))]
+    command += ["--model", str(model), "--data_root", str(folder), "--output_dir", str(output)]
+    command += ["--learning_rate", str(STAGES[stage][0]), "--max_steps", str(steps)]
     return _python(processes=2) + command
 
 
@@ -196,6 +197,17 @@ def join(folder: Path) -> Path:
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
     return target
+
+
+def finish(adapter: Path, pretrained: Path, target: Path) -> None:
+    """The full model: held in bfloat16, which halves the file, and run in float32, which CPUs are faster in."""
+    with new_folder(target, "virst-tiny") as partial:
+        merge_adapter(adapter, partial / "merged", pretrained, "bfloat16")
+        for path in (partial / "merged").iterdir():
+            path.rename(partial / path.name)
+        (partial / "merged").rmdir()
+        config = json.loads((partial / "config.json").read_text())
+        write_json(partial / "config.json", {**config, "dtype": "float32"})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .options import add_model_options, quiet
+from .options import add_model_options, model_name, quiet
 
 __all__ = ["add_parser", "run"]
 
@@ -76,21 +76,22 @@ def run(args: argparse.Namespace) -> int:
 
     get_protocol(args.protocol)
     options = RunOptions(args.batch_expressions, args.max_new_tokens)
+    name = model_name(args)
     quiet()
     place = None if args.device is None else pick_device(args.device)
     state = processes(cpu=place is not None and place.type == "cpu")
     device = args.device
     if device is None or (state.num_processes > 1 and device == "cuda"):
         device = str(state.device)
-    processor = load_processor(args.model)
-    model = load_model(args.model, device=device, dtype=args.dtype)
+    processor = load_processor(name)
+    model = load_model(name, device=device, dtype=args.dtype)
     results = evaluate_model(
         args.protocol,
         model,
         processor,
         args.root,
         args.output,
-        model_name=args.model,
+        model_name=name,
         split=args.split,
         limit=args.limit,
         options=options,

@@ -1,14 +1,17 @@
 """Options that several commands share, and the loading that goes with them."""
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
+
+from ..loading import TINY_NAME
 
 if TYPE_CHECKING:
     from ..modeling_virst import VirstForVideoSegmentation
     from ..processing_virst import VirstProcessor
     from ..video_io import VideoSource
 
-__all__ = ["add_model_options", "add_video_options", "load", "open_selected_frames", "quiet"]
+__all__ = ["add_model_options", "add_video_options", "load", "model_name", "open_selected_frames", "quiet"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -23,7 +26,12 @@ def add_video_options(parser: argparse.ArgumentParser) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--device` and `--dtype`."""
-    parser.add_argument("--model", required=True, metavar="M", help="folder of a checkpoint, or its name on the Hub")
+    parser.add_argument(
+        "--model",
+        metavar="M",
+        help=f"folder of a checkpoint, or its name on the Hub (default {TINY_NAME}, which is part of this package "
+        "and knows coloured shapes only)",
+    )
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: CUDA where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as saved)")
 
@@ -45,9 +53,22 @@ def open_selected_frames(args: argparse.Namespace) -> "VideoSource":
     return open_video(args.video, start=args.start, end=args.end, stride=args.stride)
 
 
+def model_name(args: argparse.Namespace) -> str:
+    """What `--model` names; where it is not given the small model, and a line that says what that knows."""
+    if args.model is not None:
+        return args.model
+    print(
+        f"Model: {TINY_NAME}, which is part of virst_hf and knows drawn, coloured shapes only. "
+        "Another one: --model FOLDER, or --model OWNER/NAME of the Hub.",
+        file=sys.stderr,
+    )
+    return TINY_NAME
+
+
 def load(args: argparse.Namespace) -> tuple["VirstProcessor", "VirstForVideoSegmentation"]:
     """Load the processor and the model that `--model`, `--device` and `--dtype` name."""
     from ..loading import load_model, load_processor
 
+    name = model_name(args)
     quiet()
-    return load_processor(args.model), load_model(args.model, device=args.device, dtype=args.dtype)
+    return load_processor(name), load_model(name, device=args.device, dtype=args.dtype)
