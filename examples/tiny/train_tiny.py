@@ -11,6 +11,7 @@ What is done is not done again: after Ctrl-C, or kill, the same command goes on.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -38,11 +39,11 @@ from virst_hf.rendering import write_json
 HERE = Path(__file__).resolve().parent
 PARTS = ("tower", "segmenter", "tracking", "maps", "language", "joint")
 # Learning rate and steps of each stage; all else is in stages.yaml.
-STAGES = {"alignment": (1e-3, 700), "few_image": (1e-3, 1400), "propagation": (3e-4, 700)}
+STAGES = {"alignment": (3e-4, 80), "few_image": (3e-4, 150), "propagation": (3e-4, 300)}
 CLIPS = {"train": 8000, "held_out": 200}
-STEPS = {"tower": 2400, "segmenter": 2600, "tracking": 1200, "language": 3000, "joint": 1000}
+STEPS = {"tower": 2400, "segmenter": 2600, "tracking": 1200, "language": 3000, "joint": 1600}
 # Videos on disk for the stages: the training split of Shapes, of another seed than its default.
-VIDEOS, SEED = 1500, 7
+VIDEOS, SEED = 800, 7
 # Whose matrices Muon trains, of tower and segmenter.
 TRUNK = ("trunk.blocks", "transformer", "memory_attention", "mlp")
 # The same of the language model and the fusions, by their names in both parts.
@@ -76,9 +77,9 @@ def train(folder: Path, scale: float) -> None:
     if not (folder / "shapes" / "train").is_dir():
         make_shapes(folder / "shapes", "train", scaled(VIDEOS, scale), SEED, num_proc=2)
     model = pretrained
-    for stage in STAGES:
+    for stage, (rate, steps) in STAGES.items():
         if not (folder / stage / "final").is_dir():
-            run([stage_command(stage, folder, model, folder / stage, scaled(STAGES[stage][1], scale))])
+            run([stage_command(stage, folder, model, folder / stage, rate, scaled(steps, scale))])
         model = folder / stage / "final"
     if not (folder / "virst-tiny").is_dir():
         finish(model, pretrained, folder / "virst-tiny")
@@ -96,11 +97,11 @@ def part_command(part: str, folder: Path, scale: float, processes: int = 1) -> l
     return _python(processes) + [__file__, str(folder), "--part", part, "--scale", str(scale)]
 
 
-def stage_command(stage: str, folder: Path, model: Path, output: Path, steps: int) -> list[str]:
+def stage_command(stage: str, folder: Path, model: Path, output: Path, rate: float, steps: int) -> list[str]:
     """Command of a stage of the paper: by the example that trains any model."""
     command = [str(HERE.parent / "train.py"), "--config", str(HERE / "stages.yaml"), "--stage", stage]
     command += ["--model", str(model), "--data_root", str(folder), "--output_dir", str(output)]
-    command += ["--learning_rate", str(STAGES[stage][0]), "--max_steps", str(steps)]
+    command += ["--learning_rate", str(rate), "--max_steps", str(steps)]
     return _python(processes=2) + command
 
 
@@ -208,6 +209,7 @@ def finish(adapter: Path, pretrained: Path, target: Path) -> None:
         (partial / "merged").rmdir()
         config = json.loads((partial / "config.json").read_text())
         write_json(partial / "config.json", {**config, "dtype": "float32"})
+        shutil.copy(HERE / "card.md", partial / "README.md")
 
 
 if __name__ == "__main__":
