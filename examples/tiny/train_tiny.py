@@ -47,7 +47,7 @@ VIDEOS, SEED = 800, 7
 TRUNK = ("trunk.blocks", "transformer", "memory_attention", "mlp")
 # The same of the language model and the fusions, by their names in both parts.
 BLOCKS = ("text.layers", "language_model.layers", "fusion.", "prompter.", "prompt_decoder.")
-# Of the stages; 0.05 in the paper. Where a sentence fits nothing it is the only term, and one sentence in six does here.
+# Of the stages; 0.05 in the paper. It is the only term of a sentence that fits nothing, and one in six does here.
 OCCLUSION_WEIGHT = 0.5
 # Of AdamW and of Muon, where everything has learned something already.
 JOINT_RATES = (5e-4, 1e-3)
