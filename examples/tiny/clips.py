@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from virst_hf.data.shapes_maker.drawing import draw_scene, draw_texture, visible_masks
-from virst_hf.data.shapes_maker.expressions import video_expressions
+from virst_hf.data.shapes_maker.expressions import MAKERS, video_expressions
 from virst_hf.data.shapes_maker.questions import scene_questions
 from virst_hf.data.shapes_maker.scene import COLORS, CORNERS, HEIGHT, WIDTH, Scene, Stream, make_scene
 from virst_hf.rendering import write_json
@@ -28,6 +28,7 @@ from virst_hf.rendering import write_json
 __all__ = ["COLOR_NAMES", "FORM_NAMES", "HEADINGS", "MOST_OBJECTS", "MOTIONS", "Clips", "make_clips"]
 
 MOST_OBJECTS = 6
+FALSE_RELATIONS = 4
 COLOR_NAMES, FORM_NAMES = list(COLORS), list(CORNERS)
 MOTIONS = ["left", "right", "up", "down", "turns", "grows", "shrinks", "still", "stops", "enters", "leaves"]
 MOTIONS += ["behind", "hidden"]
@@ -85,11 +86,18 @@ def _make_clip(name: str, index: int) -> tuple[dict[str, np.ndarray], dict[str, 
         }
         for i, shape in enumerate(chosen.shapes)
     ]
+    present = masks.any(axis=(2, 3))
     expressions = [
-        {"text": e.text, "type": e.type, "targets": list(e.targets)}
-        for e in video_expressions(scene, masks.any(axis=(2, 3)), stream)
+        {"text": e.text, "type": e.type, "targets": list(e.targets)} for e in video_expressions(scene, present, stream)
     ]
-    return arrays, {"objects": objects, "expressions": expressions, "questions": scene_questions(scene, stream)}
+    facts = {"objects": objects, "expressions": expressions, "questions": scene_questions(scene, stream)}
+    return arrays, {**facts, "false_relations": false_relations(scene, present, Stream("tiny", name, index, "false"))}
+
+
+def false_relations(scene: Scene, present: np.ndarray, stream: Stream) -> list[str]:
+    """Some sentences about where an object lies that fit nothing in the clip. Few clips have one of their own."""
+    made = (e.text for e in MAKERS["no_target"](scene, present) if e.kind == "relation")
+    return stream.shuffled(sorted(set(made)))[:FALSE_RELATIONS]
 
 
 def make_clips(folder: Path, name: str, count: int, num_proc: int = 2) -> None:

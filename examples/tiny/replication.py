@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from model import tiny_model, tiny_processor
-from train_tiny import STAGES, load_encoders, load_language, run, scaled, stage_command
+from train_tiny import OCCLUSION_WEIGHT, STAGES, load_encoders, load_language, run, scaled, stage_command
 
 from virst_hf import load_model, load_processor
 from virst_hf.adapters import new_folder
@@ -182,6 +182,7 @@ def parts_together(folder: Path) -> Path:
         model = tiny_model(processor)
         load_encoders(model, folder)
         load_language(model, folder)
+        model.config.occlusion_loss_weight = OCCLUSION_WEIGHT
         with new_folder(target, "the parts") as partial:
             model.save_pretrained(partial)
             processor.save_pretrained(partial)

@@ -36,21 +36,21 @@ from virst_hf.data.shapes_maker import make_shapes
 from virst_hf.loading import merge_adapter
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("tower", "segmenter", "tracking", "maps", "language", "joint")
+PARTS = ("tower", "segmenter", "tracking", "maps", "language", "joint", "relations")
 # Learning rate and steps of each stage; all else is in stages.yaml.
 STAGES = {"alignment": (3e-4, 120), "few_image": (3e-4, 300), "propagation": (3e-4, 700)}
 CLIPS = {"train": 8000, "held_out": 200}
-STEPS = {"tower": 2400, "segmenter": 2600, "tracking": 1200, "language": 3000, "joint": 1600}
+STEPS = {"tower": 2400, "segmenter": 2600, "tracking": 1200, "language": 3000, "joint": 1600, "relations": 400}
 # Videos on disk for the stages: the training split of Shapes, of another seed than its default.
 VIDEOS, SEED = 800, 7
 # Whose matrices Muon trains, of tower and segmenter.
 TRUNK = ("trunk.blocks", "transformer", "memory_attention", "mlp")
 # The same of the language model and the fusions, by their names in both parts.
 BLOCKS = ("text.layers", "language_model.layers", "fusion.", "prompter.", "prompt_decoder.")
-# Of the stages; 0.05 in the paper. It is the only term of a sentence that fits nothing, and one in six does here.
+# From the false relations on; 0.05 in the paper. It is the only term of a sentence that fits nothing, and one in six does here.
 OCCLUSION_WEIGHT = 0.5
 # Of AdamW and of Muon, where everything has learned something already.
-JOINT_RATES = (5e-4, 1e-3)
+JOINT_RATES, RELATION_RATES = (5e-4, 1e-3), (3e-4, 6e-4)
 
 
 def main() -> None:
@@ -74,6 +74,7 @@ def train(folder: Path, scale: float) -> None:
     run([part_command(part, folder, scale) for part in ("tracking", "maps")])
     run([part_command("language", folder, scale, processes=2)])
     run([part_command("joint", folder, scale, processes=2)])
+    run([part_command("relations", folder, scale, processes=2)])
     pretrained = join(folder)
     if not (folder / "shapes" / "train").is_dir():
         make_shapes(folder / "shapes", "train", scaled(VIDEOS, scale), SEED, num_proc=2)
@@ -151,11 +152,16 @@ def run_part(part: str, folder: Path, scale: float) -> None:
         if part == "language":
             language = LanguageTraining(model, processor, train_set, held_out)
             pretrain(folder, part, language.parts, language.losses, language.scores, steps, _in_blocks)
-        else:
+        elif part == "joint":
             load_encoders(model, folder)
             load_language(model, folder)
             whole = JointTraining(model, processor, train_set, held_out)
             pretrain(folder, part, whole.parts, whole.losses, whole.scores, steps, _in_blocks, *JOINT_RATES)
+        else:
+            load_part(folder, "joint", "model", model)
+            model.config.occlusion_loss_weight = OCCLUSION_WEIGHT
+            whole = JointTraining(model, processor, train_set, held_out, false_relations=True)
+            pretrain(folder, part, whole.parts, whole.losses, whole.scores, steps, _in_blocks, *RELATION_RATES)
         distributed.destroy_process_group()
 
 
@@ -194,7 +200,7 @@ def join(folder: Path) -> Path:
     if not target.is_dir():
         processor = tiny_processor()
         model = tiny_model(processor)
-        load_part(folder, "joint", "model", model)
+        load_part(folder, "relations", "model", model)
         model.config.occlusion_loss_weight = OCCLUSION_WEIGHT
         with new_folder(target, "the pre-trained model") as partial:
             model.save_pretrained(partial)
