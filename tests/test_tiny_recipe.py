@@ -77,7 +77,7 @@ def test_a_prompt_is_short_and_reads_back(fresh):
         assert text in processor.tokenizer.decode(said)
 
 
-@pytest.mark.parametrize("part", ["tower", "segmenter", "tracking", "language", "joint"])
+@pytest.mark.parametrize("part", ["tower", "segmenter", "tracking", "language", "joint", "relations"])
 def test_each_part_learns_on_its_draws(part: str, folder: Path, fresh):
     from clips import Clips
     from encoded import EncodedClips
@@ -95,7 +95,7 @@ def test_each_part_learns_on_its_draws(part: str, folder: Path, fresh):
     elif part == "language":
         training = LanguageTraining(model, processor, encoded, encoded)
     else:
-        training = JointTraining(model, processor, encoded, encoded)
+        training = JointTraining(model, processor, encoded, encoded, false_relations=part == "relations")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     losses = steps(training, 4)
     assert losses[-1] < losses[0]
@@ -103,6 +103,31 @@ def test_each_part_learns_on_its_draws(part: str, folder: Path, fresh):
     trains_encoders = {"tower": "model.vision_tower", "segmenter": "model.segmenter.image_encoder"}
     for where in ("model.vision_tower", "model.segmenter.image_encoder"):
         assert any(name.startswith(where) for name in changed) == (trains_encoders.get(part) == where)
+
+
+def test_false_relations_hold_for_nothing(folder: Path, fresh):
+    from encoded import EncodedClips
+    from joint import JointTraining
+
+    model, processor = fresh
+    clips = EncodedClips(folder, "train")
+    plain, more = (JointTraining(model, processor, clips, clips, flag) for flag in (False, True))
+    chosen = list(range(NUM_CLIPS))
+    offered = [clips.facts[clip]["false_relations"] for clip in chosen]
+    assert any(offered)
+    places = ("left of", "right of", "above", "below")
+    assert all(any(place in text for place in places) for texts in offered for text in texts)
+    # A true relation of a clip is never among its false ones.
+    for clip, texts in zip(chosen, offered, strict=True):
+        own = clips.facts[clip]["expressions"]
+        assert not set(texts) & {e["text"] for e in own if e["targets"]}
+    without, with_them = (training.batch(clips, chosen, random.Random(1), False) for training in (plain, more))
+    assert "false_relation" not in without[1]
+    assert with_them[1].count("false_relation") == sum(map(bool, offered))
+    masks = [mask for mask in with_them[0]["mask_labels"] if mask is not None]
+    for kind, mask in zip(with_them[1], masks, strict=True):
+        if kind == "false_relation":
+            assert not mask.any()
 
 
 def test_merged_shares_are_those_of_the_merged_tokens(fresh):

@@ -38,7 +38,7 @@ from virst_hf.loading import merge_adapter
 HERE = Path(__file__).resolve().parent
 PARTS = ("tower", "segmenter", "tracking", "maps", "language", "joint", "relations")
 # Learning rate and steps of each stage; all else is in stages.yaml.
-STAGES = {"alignment": (3e-4, 120), "few_image": (3e-4, 300), "propagation": (3e-4, 700)}
+STAGES = {"alignment": (3e-4, 120), "few_image": (3e-4, 300), "propagation": (3e-4, 400)}
 CLIPS = {"train": 8000, "held_out": 200}
 STEPS = {"tower": 2400, "segmenter": 2600, "tracking": 1200, "language": 3000, "joint": 1600, "relations": 400}
 # Videos on disk for the stages: the training split of Shapes, of another seed than its default.
