@@ -39,8 +39,10 @@ demo: $(READY)  ## Segment a clip that it draws, with the small model of the pac
 	@echo
 	$(BIN)/virst ask $(DEMO)/shapes.mp4 "how many shapes are there?"
 	@echo
+	@$(BIN)/python examples/contact_sheet.py $(DEMO)/demo.jpg $(DEMO)/shapes.mp4 $(DEMO)/masks/overlay.mp4
 	@echo "The clip:    $(DEMO)/shapes.mp4"
 	@echo "The overlay: $(DEMO)/masks/overlay.mp4"
+	@echo "A picture:   $(DEMO)/demo.jpg"
 	@echo "The masks:   $(DEMO)/masks/0/*.png (the red square), $(DEMO)/masks/1/*.png (the most corners), $(DEMO)/masks/masks.json"
 
 test: $(READY)  ## Run all tests

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import pytest
+from PIL import Image
 
 import virst_hf
 from virst_hf.data import CATALOG
@@ -86,6 +87,9 @@ def test_examples(demo: Path, tmp_path: Path):
     assert "out.mp4" in printed
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert len(list(container.decode(video=0))) == 36
+    run_example("contact_sheet", str(tmp_path / "s.jpg"), str(build / "shapes.mp4"), str(tmp_path / "out.mp4"))
+    with Image.open(tmp_path / "s.jpg") as sheet:
+        assert sheet.size == (4 * 320, 2 * 240)
 
 
 def test_examples_are_short():

@@ -47,7 +47,7 @@ VIDEOS, SEED = 800, 7
 TRUNK = ("trunk.blocks", "transformer", "memory_attention", "mlp")
 # The same of the language model and the fusions, by their names in both parts.
 BLOCKS = ("text.layers", "language_model.layers", "fusion.", "prompter.", "prompt_decoder.")
-# From the false relations on; 0.05 in the paper. It is the only term of a sentence that fits nothing, and one in six does here.
+# From the false relations on; 0.05 in the paper. Of a sentence that fits nothing, as one in six, it is the only term.
 OCCLUSION_WEIGHT = 0.5
 # Of AdamW and of Muon, where everything has learned something already.
 JOINT_RATES, RELATION_RATES = (5e-4, 1e-3), (3e-4, 6e-4)
