@@ -1,5 +1,6 @@
 """The recipe of virst-tiny: each part makes a step on a few clips, and a run in two pieces is the run in one."""
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -128,6 +129,32 @@ def test_false_relations_hold_for_nothing(folder: Path, fresh):
     for kind, mask in zip(with_them[1], masks, strict=True):
         if kind == "false_relation":
             assert not mask.any()
+
+
+def test_false_relations_are_added_once(recipe_on_path, tmp_path: Path):
+    from clips import add_false_relations
+
+    from virst_hf.data.shapes_maker import make_shapes
+    from virst_hf.data.shapes_maker.checking import objects_of
+    from virst_hf.data.shapes_maker.drawing import visible_masks
+    from virst_hf.data.shapes_maker.scene import Stream, make_scene
+
+    file = make_shapes(tmp_path, "train", 4, seed=7, num_proc=1, progress=False) / "meta_expressions.json"
+    before = json.loads(file.read_text())["videos"]
+    add_false_relations(tmp_path, "train", 7)
+    once = file.read_text()
+    add_false_relations(tmp_path, "train", 7)
+    assert file.read_text() == once
+    added = 0
+    for index, (name, video) in enumerate(json.loads(once)["videos"].items()):
+        more = video["expressions"].pop("false_relation", None)
+        assert video == before[name]
+        if more:
+            added += 1
+            scene = make_scene(Stream("train", 7, index))
+            # A second reading of the words, on the masks.
+            assert objects_of(more["exp"], scene, visible_masks(scene)) == []
+    assert added
 
 
 def test_merged_shares_are_those_of_the_merged_tokens(fresh):

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from clips import Clips, make_clips
+from clips import Clips, add_false_relations, make_clips
 from encoded import EncodedClips, write_maps, write_tokens
 from joint import JointTraining
 from language import LanguageTraining
@@ -78,6 +78,7 @@ def train(folder: Path, scale: float) -> None:
     pretrained = join(folder)
     if not (folder / "shapes" / "train").is_dir():
         make_shapes(folder / "shapes", "train", scaled(VIDEOS, scale), SEED, num_proc=2)
+    add_false_relations(folder / "shapes", "train", SEED)
     model = pretrained
     for stage, (rate, steps) in STAGES.items():
         if not (folder / stage / "final").is_dir():
