@@ -35,7 +35,7 @@ demo: $(READY)  ## Segment a clip that it draws, with the small model of the pac
 	@rm -rf $(DEMO)
 	@$(BIN)/python examples/make_clip.py $(DEMO)/shapes.mp4
 	@echo
-	$(BIN)/virst segment $(DEMO)/shapes.mp4 "the red square" "the shape with the most corners" --output $(DEMO)/masks
+	$(BIN)/virst segment $(DEMO)/shapes.mp4 "the blue shape that gets smaller" "the shape with the most corners" --output $(DEMO)/masks
 	@echo
 	$(BIN)/virst ask $(DEMO)/shapes.mp4 "how many shapes are there?"
 	@echo
@@ -43,7 +43,7 @@ demo: $(READY)  ## Segment a clip that it draws, with the small model of the pac
 	@echo "The clip:    $(DEMO)/shapes.mp4"
 	@echo "The overlay: $(DEMO)/masks/overlay.mp4"
 	@echo "A picture:   $(DEMO)/demo.jpg"
-	@echo "The masks:   $(DEMO)/masks/0/*.png (the red square), $(DEMO)/masks/1/*.png (the most corners), $(DEMO)/masks/masks.json"
+	@echo "The masks:   $(DEMO)/masks/0/*.png (gets smaller), $(DEMO)/masks/1/*.png (the most corners), $(DEMO)/masks/masks.json"
 
 test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

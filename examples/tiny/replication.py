@@ -66,9 +66,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "alpha_4": {"anchor_config": {"anchor_stride": 4}},
     "alpha_6": {"anchor_config": {"anchor_stride": 6}},
     "multimask": {"segmenter_config": {"multimask_output": True}},
-    "multimask_and_stability": {
-        "segmenter_config": {"multimask_output": True, "dynamic_multimask_via_stability": True}
-    },
+    "stability": {"segmenter_config": {"dynamic_multimask_via_stability": True}},
 }
 
 
