@@ -31,18 +31,19 @@ $(READY): setup.py pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet "deepspeed>=0.15"
 	@touch $@
 
-demo: $(READY)  ## Segment a clip that it draws, with a small model
+demo: $(READY)  ## Segment a clip that it draws, with the small model of the package
 	@rm -rf $(DEMO)
 	@$(BIN)/python examples/make_clip.py $(DEMO)/shapes.mp4
-	@$(BIN)/python examples/make_untrained_model.py $(DEMO)/model
 	@echo
-	@echo "This small model is UNTRAINED (random weights): the files are real, the masks mean nothing yet."
+	$(BIN)/virst segment $(DEMO)/shapes.mp4 "the blue shape that gets smaller" "the shape with the most corners" --output $(DEMO)/masks
 	@echo
-	$(BIN)/virst segment $(DEMO)/shapes.mp4 "the red square" "the blue circle" --model $(DEMO)/model --output $(DEMO)/masks
+	$(BIN)/virst ask $(DEMO)/shapes.mp4 "how many shapes are there?"
 	@echo
+	@$(BIN)/python examples/contact_sheet.py $(DEMO)/demo.jpg $(DEMO)/shapes.mp4 $(DEMO)/masks/overlay.mp4
 	@echo "The clip:    $(DEMO)/shapes.mp4"
 	@echo "The overlay: $(DEMO)/masks/overlay.mp4"
-	@echo "The masks:   $(DEMO)/masks/0/*.png (the red square), $(DEMO)/masks/1/*.png (the blue circle), $(DEMO)/masks/masks.json"
+	@echo "A picture:   $(DEMO)/demo.jpg"
+	@echo "The masks:   $(DEMO)/masks/0/*.png (gets smaller), $(DEMO)/masks/1/*.png (the most corners), $(DEMO)/masks/masks.json"
 
 test: $(READY)  ## Run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

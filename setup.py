@@ -57,7 +57,7 @@ setup(
     license_files=["LICENSE"],
     keywords="video segmentation, referring expressions, transformers, sam2, vision-language model",
     packages=find_packages(include=["virst_hf", "virst_hf.*"]),
-    package_data={"virst_hf": ["chat_template.jinja", "py.typed"]},
+    package_data={"virst_hf": ["chat_template.jinja", "py.typed", "tiny/*"]},
     python_requires=">=3.10",
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -1,4 +1,4 @@
-"""Draws the masks of one expression over a video: `segment_video.py clip.mp4 "the girl" out.mp4 --model M`.
+"""Draws the masks of one expression over a video: `segment_video.py clip.mp4 "the red square" out.mp4`.
 
 The same as `virst segment`, in code: load, encode the video, segment, draw.
 """
@@ -17,7 +17,9 @@ def main() -> None:
     parser.add_argument("video", help="video file, folder of frames, or image")
     parser.add_argument("text", help="what to segment")
     parser.add_argument("output", help="the mp4 file to write")
-    parser.add_argument("--model", required=True, help="folder of a checkpoint")
+    parser.add_argument(
+        "--model", default=virst_hf.VIRST_TINY, help="folder of a checkpoint (default: a small one, for drawn shapes)"
+    )
     args = parser.parse_args()
 
     processor = AutoProcessor.from_pretrained(args.model)

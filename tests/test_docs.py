@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import pytest
+from PIL import Image
 
 import virst_hf
 from virst_hf.data import CATALOG
@@ -53,8 +54,7 @@ def test_links_and_files_exist(page: Path):
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make demo` makes, by the same scripts."""
     folder = tmp_path_factory.mktemp("demo")
-    for script, target in (("make_clip", "shapes.mp4"), ("make_untrained_model", "model")):
-        run_example(script, str(folder / "build" / "demo" / target))
+    run_example("make_clip", str(folder / "build" / "demo" / "shapes.mp4"))
     return folder
 
 
@@ -83,12 +83,13 @@ def test_examples(demo: Path, tmp_path: Path):
         str(build / "shapes.mp4"),
         "the red square",
         str(tmp_path / "out.mp4"),
-        "--model",
-        str(build / "model"),
     )
     assert "out.mp4" in printed
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert len(list(container.decode(video=0))) == 36
+    run_example("contact_sheet", str(tmp_path / "s.jpg"), str(build / "shapes.mp4"), str(tmp_path / "out.mp4"))
+    with Image.open(tmp_path / "s.jpg") as sheet:
+        assert sheet.size == (4 * 320, 2 * 240)
 
 
 def test_examples_are_short():

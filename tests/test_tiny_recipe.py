@@ -1,5 +1,6 @@
 """The recipe of virst-tiny: each part makes a step on a few clips, and a run in two pieces is the run in one."""
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_a_prompt_is_short_and_reads_back(fresh):
         assert text in processor.tokenizer.decode(said)
 
 
-@pytest.mark.parametrize("part", ["tower", "segmenter", "tracking", "language", "joint"])
+@pytest.mark.parametrize("part", ["tower", "segmenter", "tracking", "language", "joint", "relations"])
 def test_each_part_learns_on_its_draws(part: str, folder: Path, fresh):
     from clips import Clips
     from encoded import EncodedClips
@@ -95,7 +96,7 @@ def test_each_part_learns_on_its_draws(part: str, folder: Path, fresh):
     elif part == "language":
         training = LanguageTraining(model, processor, encoded, encoded)
     else:
-        training = JointTraining(model, processor, encoded, encoded)
+        training = JointTraining(model, processor, encoded, encoded, false_relations=part == "relations")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     losses = steps(training, 4)
     assert losses[-1] < losses[0]
@@ -103,6 +104,57 @@ def test_each_part_learns_on_its_draws(part: str, folder: Path, fresh):
     trains_encoders = {"tower": "model.vision_tower", "segmenter": "model.segmenter.image_encoder"}
     for where in ("model.vision_tower", "model.segmenter.image_encoder"):
         assert any(name.startswith(where) for name in changed) == (trains_encoders.get(part) == where)
+
+
+def test_false_relations_hold_for_nothing(folder: Path, fresh):
+    from encoded import EncodedClips
+    from joint import JointTraining
+
+    model, processor = fresh
+    clips = EncodedClips(folder, "train")
+    plain, more = (JointTraining(model, processor, clips, clips, flag) for flag in (False, True))
+    chosen = list(range(NUM_CLIPS))
+    offered = [clips.facts[clip]["false_relations"] for clip in chosen]
+    assert any(offered)
+    places = ("left of", "right of", "above", "below")
+    assert all(any(place in text for place in places) for texts in offered for text in texts)
+    # A true relation of a clip is never among its false ones.
+    for clip, texts in zip(chosen, offered, strict=True):
+        own = clips.facts[clip]["expressions"]
+        assert not set(texts) & {e["text"] for e in own if e["targets"]}
+    without, with_them = (training.batch(clips, chosen, random.Random(1), False) for training in (plain, more))
+    assert "false_relation" not in without[1]
+    assert with_them[1].count("false_relation") == sum(map(bool, offered))
+    masks = [mask for mask in with_them[0]["mask_labels"] if mask is not None]
+    for kind, mask in zip(with_them[1], masks, strict=True):
+        if kind == "false_relation":
+            assert not mask.any()
+
+
+def test_false_relations_are_added_once(recipe_on_path, tmp_path: Path):
+    from clips import add_false_relations
+
+    from virst_hf.data.shapes_maker import make_shapes
+    from virst_hf.data.shapes_maker.checking import objects_of
+    from virst_hf.data.shapes_maker.drawing import visible_masks
+    from virst_hf.data.shapes_maker.scene import Stream, make_scene
+
+    file = make_shapes(tmp_path, "train", 4, seed=7, num_proc=1, progress=False) / "meta_expressions.json"
+    before = json.loads(file.read_text())["videos"]
+    add_false_relations(tmp_path, "train", 7)
+    once = file.read_text()
+    add_false_relations(tmp_path, "train", 7)
+    assert file.read_text() == once
+    added = 0
+    for index, (name, video) in enumerate(json.loads(once)["videos"].items()):
+        more = video["expressions"].pop("false_relation", None)
+        assert video == before[name]
+        if more:
+            added += 1
+            scene = make_scene(Stream("train", 7, index))
+            # A second reading of the words, on the masks.
+            assert objects_of(more["exp"], scene, visible_masks(scene)) == []
+    assert added
 
 
 def test_merged_shares_are_those_of_the_merged_tokens(fresh):

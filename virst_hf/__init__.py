@@ -18,7 +18,7 @@ EXPORTS = {
         "VirstVisionConfig",
     ],
     "errors": ["CheckpointError", "ConfigError", "DataError", "EvaluationError", "VideoError", "VirstError"],
-    "loading": ["load_model", "load_processor"],
+    "loading": ["VIRST_TINY", "load_model", "load_processor"],
     "modeling_outputs": ["VirstOutput", "VirstSegmentationOutput", "VirstVideoFeatures"],
     "modeling_virst": ["VirstForVideoSegmentation", "VirstModel", "VirstPreTrainedModel"],
     "modules.tracker": ["TrackingOptions"],

@@ -14,9 +14,21 @@ if TYPE_CHECKING:
     from .modeling_virst import VirstForVideoSegmentation
     from .processing_virst import VirstProcessor
 
-__all__ = ["check_model_name", "load_config", "load_model", "load_processor", "merge_adapter", "pick_device"]
+__all__ = [
+    "TINY_NAME",
+    "VIRST_TINY",
+    "check_model_name",
+    "load_config",
+    "load_model",
+    "load_processor",
+    "merge_adapter",
+    "pick_device",
+]
 
 MODEL_TYPE = "virst"
+# Folder of the small model that is part of the package; the functions here take the name "virst-tiny" as well.
+VIRST_TINY = str(Path(__file__).resolve().parent / "tiny")
+TINY_NAME = "virst-tiny"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -24,7 +36,8 @@ def check_model_name(name: str | os.PathLike) -> str:
     """Check that `name` is a folder with a VIRST checkpoint, or the name of one on the Hub.
 
     Args:
-        name (`str` or `os.PathLike`): Folder of a full model or of an adapter, or `owner/name` on the Hub.
+        name (`str` or `os.PathLike`): Folder of a full model or of an adapter, `owner/name` on the Hub, or
+            `"virst-tiny"`, the small model of this package (unless there is a folder of that name).
 
     Returns:
         `str`: The name, to be given to `from_pretrained`.
@@ -38,6 +51,8 @@ def check_model_name(name: str | os.PathLike) -> str:
     if path.is_dir():
         _check_config_file(path / "config.json")
         return str(path)
+    if name == TINY_NAME:
+        return VIRST_TINY
     if path.exists():
         raise CheckpointError(
             f"{name} is a file, expected a folder with config.json and *.safetensors. "

@@ -20,14 +20,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from virst_hf.data.shapes_maker.drawing import draw_scene, draw_texture, visible_masks
-from virst_hf.data.shapes_maker.expressions import video_expressions
+from virst_hf.data.shapes_maker.expressions import MAKERS, video_expressions
 from virst_hf.data.shapes_maker.questions import scene_questions
 from virst_hf.data.shapes_maker.scene import COLORS, CORNERS, HEIGHT, WIDTH, Scene, Stream, make_scene
 from virst_hf.rendering import write_json
 
-__all__ = ["COLOR_NAMES", "FORM_NAMES", "HEADINGS", "MOST_OBJECTS", "MOTIONS", "Clips", "make_clips"]
+__all__ = [
+    "COLOR_NAMES",
+    "FORM_NAMES",
+    "HEADINGS",
+    "MOST_OBJECTS",
+    "MOTIONS",
+    "Clips",
+    "add_false_relations",
+    "make_clips",
+]
 
 MOST_OBJECTS = 6
+FALSE_RELATIONS = 4
 COLOR_NAMES, FORM_NAMES = list(COLORS), list(CORNERS)
 MOTIONS = ["left", "right", "up", "down", "turns", "grows", "shrinks", "still", "stops", "enters", "leaves"]
 MOTIONS += ["behind", "hidden"]
@@ -85,11 +95,35 @@ def _make_clip(name: str, index: int) -> tuple[dict[str, np.ndarray], dict[str, 
         }
         for i, shape in enumerate(chosen.shapes)
     ]
+    present = masks.any(axis=(2, 3))
     expressions = [
-        {"text": e.text, "type": e.type, "targets": list(e.targets)}
-        for e in video_expressions(scene, masks.any(axis=(2, 3)), stream)
+        {"text": e.text, "type": e.type, "targets": list(e.targets)} for e in video_expressions(scene, present, stream)
     ]
-    return arrays, {"objects": objects, "expressions": expressions, "questions": scene_questions(scene, stream)}
+    facts = {"objects": objects, "expressions": expressions, "questions": scene_questions(scene, stream)}
+    return arrays, {**facts, "false_relations": false_relations(scene, Stream("tiny", name, index, "false"))}
+
+
+def false_relations(scene: Scene, stream: Stream) -> list[str]:
+    """Some sentences about where an object lies that fit nothing in the clip. Few clips have one of their own."""
+    # Places do not depend on what is hidden when: a relation to what is ever out of sight is never made.
+    present = np.ones((len(scene.shapes), scene.num_frames), dtype=bool)
+    made = (e.text for e in MAKERS["no_target"](scene, present) if e.kind == "relation")
+    return stream.shuffled(sorted(set(made)))[:FALSE_RELATIONS]
+
+
+def add_false_relations(root: Path, split: str, seed: int) -> None:
+    """Give each video of a split of Shapes one more sentence that fits nothing, where there is one to be had.
+
+    Done twice it is as done once.
+    """
+    path = root / split / "meta_expressions.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for video in content["videos"].values():
+        scene = make_scene(Stream(split, seed, video["vid_id"]))
+        for text in false_relations(scene, Stream("tiny", split, seed, video["vid_id"], "false"))[:1]:
+            more = {"exp": text, "obj_id": [], "anno_id": [], "type": "no_target"}
+            video["expressions"]["false_relation"] = more
+    write_json(path, content)
 
 
 def make_clips(folder: Path, name: str, count: int, num_proc: int = 2) -> None:

@@ -43,6 +43,8 @@ class JointTraining:
         processor ([`VirstProcessor`]): For the prompts.
         train ([`EncodedClips`]): Clips to learn from.
         held_out ([`EncodedClips`]): Clips to be scored on.
+        false_relations (`bool`, *optional*, defaults to `False`): Whether each clip has one relation more, which
+            holds for nothing. One relation in twelve is false otherwise, and the model does not learn to doubt them.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class JointTraining:
         processor: VirstProcessor,
         train: EncodedClips,
         held_out: EncodedClips,
+        false_relations: bool = False,
     ) -> None:
         self.model, self.train, self.held_out = model, train, held_out
+        self.false_relations = false_relations
         self.wording, self.pad = Wording(processor), processor.tokenizer.pad_token_id
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(FROZEN))
@@ -97,7 +101,7 @@ class JointTraining:
             supervised = sorted([*anchors, *between] if propagate else anchors)
             features.append(self._features(source, clip, video, supervised))
             objects = source.objects([clip])[0][supervised]
-            for expression in fact["expressions"]:
+            for expression in [*fact["expressions"], *self._false_relation(fact, choice)]:
                 texts.append(self.wording(expression["text"], None, choice))
                 owners.append(len(features) - 1)
                 types.append(expression["type"])
@@ -123,6 +127,13 @@ class JointTraining:
             "features": features,
         }
         return {**inputs, **frames}, types
+
+    def _false_relation(self, fact: Mapping[str, Any], choice: random.Random | None) -> list[dict[str, Any]]:
+        """None or one more sentence, in the form of the clip's own."""
+        if not (self.false_relations and fact["false_relations"]):
+            return []
+        text = choice.choice(fact["false_relations"]) if choice else fact["false_relations"][0]
+        return [{"text": text, "type": "false_relation", "targets": []}]
 
     def _features(self, source: EncodedClips, clip: int, video: Tensor, supervised: list[int]) -> VirstVideoFeatures:
         """What the model knows of a clip: projected tokens, and SAM features of the supervised frames."""

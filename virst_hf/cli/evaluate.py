@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .options import add_model_options, add_speed_options, preset_of, quiet
+from .options import add_model_options, add_speed_options, model_name, preset_of, quiet
 
 __all__ = ["add_parser", "run"]
 
@@ -78,14 +78,15 @@ def run(args: argparse.Namespace) -> int:
     get_protocol(args.protocol)
     preset = preset_of(args)
     options = RunOptions(args.batch_expressions, args.max_new_tokens, preset.tracking)
+    name = model_name(args)
     quiet()
     place = None if args.device is None else pick_device(args.device)
     state = processes(cpu=place is not None and place.type == "cpu")
     device = args.device
     if device is None or (state.num_processes > 1 and device == "cuda"):
         device = str(state.device)
-    processor = load_processor(args.model)
-    model = preset.prepare(load_model(args.model, device=device, dtype=preset.dtype))
+    processor = load_processor(name)
+    model = preset.prepare(load_model(name, device=device, dtype=preset.dtype))
     if args.compile:
         model.compile_inference()
     results = evaluate_model(
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         processor,
         args.root,
         args.output,
-        model_name=args.model,
+        model_name=name,
         split=args.split,
         limit=args.limit,
         options=options,

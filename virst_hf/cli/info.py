@@ -33,7 +33,7 @@ MAX_HEADER_BYTES = 100_000_000
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the command to the parser of `virst`."""
     parser = subparsers.add_parser("info", help="show the sizes of a checkpoint", description=__doc__)
-    parser.add_argument("model", metavar="M", help="folder of a checkpoint")
+    parser.add_argument("model", metavar="M", help="folder of a checkpoint, or virst-tiny")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,9 +42,11 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         CheckpointError: The folder holds no VIRST checkpoint, or a file of it cannot be read.
     """
-    from ..loading import check_model_name, load_config
+    from ..loading import TINY_NAME, VIRST_TINY, check_model_name, load_config
 
     folder = Path(args.model).expanduser()
+    if args.model == TINY_NAME and not folder.exists():
+        folder = Path(VIRST_TINY)
     if not folder.exists():
         raise CheckpointError(f"There is no folder {folder}. A model of the Hub is fetched with `hf download`.")
     check_model_name(folder)

@@ -1,7 +1,10 @@
 """Options that several commands share, and the loading that goes with them."""
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
+
+from ..loading import TINY_NAME
 
 if TYPE_CHECKING:
     from ..modeling_virst import VirstForVideoSegmentation
@@ -14,6 +17,7 @@ __all__ = [
     "add_speed_options",
     "add_video_options",
     "load",
+    "model_name",
     "open_selected_frames",
     "preset_of",
     "quiet",
@@ -33,7 +37,12 @@ def add_video_options(parser: argparse.ArgumentParser) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--device` and `--dtype`."""
-    parser.add_argument("--model", required=True, metavar="M", help="folder of a checkpoint, or its name on the Hub")
+    parser.add_argument(
+        "--model",
+        metavar="M",
+        help=f"folder of a checkpoint, or its name on the Hub (default {TINY_NAME}, which is part of this package "
+        "and knows coloured shapes only)",
+    )
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: CUDA where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as saved)")
 
@@ -88,15 +97,28 @@ def open_selected_frames(args: argparse.Namespace) -> "VideoSource":
     return open_video(args.video, start=args.start, end=args.end, stride=args.stride)
 
 
+def model_name(args: argparse.Namespace) -> str:
+    """What `--model` names; where it is not given the small model, and a line that says what that knows."""
+    if args.model is not None:
+        return args.model
+    print(
+        f"Model: {TINY_NAME}, which is part of virst_hf and knows drawn, coloured shapes only. "
+        "Another one: --model FOLDER, or --model OWNER/NAME of the Hub.",
+        file=sys.stderr,
+    )
+    return TINY_NAME
+
+
 def load(
     args: argparse.Namespace, preset: "InferencePreset | None" = None
 ) -> tuple["VirstProcessor", "VirstForVideoSegmentation"]:
     """Load the processor and the model that `--model`, `--device` and `--dtype`, or a preset, name."""
     from ..loading import load_model, load_processor
 
+    name = model_name(args)
     quiet()
-    processor = load_processor(args.model)
-    model = load_model(args.model, device=args.device, dtype=args.dtype if preset is None else preset.dtype)
+    processor = load_processor(name)
+    model = load_model(name, device=args.device, dtype=args.dtype if preset is None else preset.dtype)
     if preset is not None:
         preset.prepare(model)
         if args.compile:
