@@ -17,7 +17,9 @@ Of a clip the seconds are those of `segment`, with the views made before. From 1
 resizes the frames and draws the masks, as a stream does.
 `stages` are the seconds by part, `encoder_calls` the frames that went through SAM's encoder, `ratios` those of the
 seconds, and `lower_bound_ratio` the exact seconds over what its work takes, each call timed alone in the same process
-(see `lower_bound.py`). The table and the JSON file hold the same rows; the file is written after each of them.
+(see `lower_bound.py`). The table and the JSON file hold the same rows; the file is written after each of them. Beside
+it `OUT.details.json` says under which conditions they were found, which rows are multiplied, and what the lower bound
+is made of.
 """
 
 import argparse
@@ -52,6 +54,8 @@ STREAM_FROM, RELEASE_UP_TO = 100, 200
 WARM_UP_FRAMES = 3  # two anchors and a frame that is propagated
 # A run that is shorter than so many seconds is made three times.
 SHORT, RUNS = 2.0, 3
+# What the JSON file says of a row.
+ROW = ("frames", "expressions", "mode", "seconds", "fps", "peak_rss_mb", "encoder_calls", "stages")
 
 
 @dataclass(frozen=True)
@@ -245,20 +249,32 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, An
         "size": args.size,
         "device": args.device,
         "threads": args.threads,
-        "initial_fusion": args.initial_fusion,
-        "fast": asdict(FAST),
-        "torch": torch.__version__,
-        "rows": rows,
+        "rows": [{name: row[name] for name in ROW} for row in rows],
         "ratios": ratios(rows),
         "lower_bound_ratio": lower_bound_ratios(rows),
     }
 
 
-def print_table(content: dict[str, Any]) -> None:
+def details(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of the file beside it: conditions, and what is known of a row besides its figures."""
+    return {
+        "initial_fusion": args.initial_fusion,
+        "fast": asdict(FAST),
+        "torch": torch.__version__,
+        "rows": [{name: value for name, value in row.items() if name not in ROW} for row in rows],
+    }
+
+
+def details_file(path: Path) -> Path:
+    """Where the details of a result are."""
+    return path.with_name(f"{path.stem}.details.json")
+
+
+def print_table(content: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """The rows, then the ratios."""
     header = ("frames", "expr.", "mode", "seconds", "fps", "peak MB", "encoded", *STAGES)
     print(" | ".join(header))
-    for row in content["rows"]:
+    for row in rows:
         cells = [row["frames"], row["expressions"], row["mode"] + (" (scaled)" if "scaled" in row else "")]
         cells += [f"{row['seconds']:.2f}", f"{row['fps']:.2f}", f"{row['peak_rss_mb']:.0f}", row["encoder_calls"]]
         cells += [f"{row['stages'][stage]:.2f}" for stage in STAGES]
@@ -266,7 +282,7 @@ def print_table(content: dict[str, Any]) -> None:
     names = ("release/exact", "exact/fast")
     print(" | ".join(("frames x expr.", *names, "exact/lower bound")))
     bounds = content["lower_bound_ratio"]
-    for key in dict.fromkeys(map(key_of, content["rows"])):
+    for key in dict.fromkeys(map(key_of, rows)):
         found = [content["ratios"].get(key, {}).get(name) for name in names] + [bounds.get(key)]
         print(" | ".join((key, *("-" if value is None else f"{value:.2f}" for value in found))))
 
@@ -338,11 +354,12 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(row)
             if args.json:
                 write_json(args.json, report(args, rows))
+                write_json(details_file(args.json), details(args, rows))
     except BrokenProcessPool:
         parser.error(f"the process of row {len(rows) + 1} was ended from outside, maybe for want of memory")
     except (VirstError, OSError, torch.OutOfMemoryError) as error:
         parser.error(str(error))
-    print_table(report(args, rows))
+    print_table(report(args, rows), rows)
 
 
 if __name__ == "__main__":

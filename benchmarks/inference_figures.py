@@ -2,7 +2,8 @@
 
     python benchmarks/inference_figures.py result.json [more.json ...] --page docs/inference.md
 
-The part of the page between its two marks is replaced by a table for each file; nothing else is touched.
+The part of the page between its two marks is replaced by a table for each file; nothing else is touched. What stands
+beside a result, in `result.details.json`, goes into its heading.
 """
 
 import argparse
@@ -10,17 +11,31 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["figures", "put_into"]
+__all__ = ["figures", "put_into", "read_result"]
 
 BEGIN, END = "<!-- figures: begin (benchmarks/inference_figures.py) -->", "<!-- figures: end -->"
 RATIOS = ("release/exact", "exact/fast")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result, and under "details" what stands beside it.
+
+    Args:
+        path (`pathlib.Path`): The file that a benchmark wrote.
+
+    Returns:
+        `dict`: Its content.
+    """
+    beside = path.with_name(f"{path.stem}.details.json")
+    details = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    return {**json.loads(path.read_text(encoding="utf-8")), "details": details}
 
 
 def figures(content: dict[str, Any]) -> str:
     """A result as Markdown.
 
     Args:
-        content (`dict`): What one of the two benchmarks wrote.
+        content (`dict`): What `read_result` gave.
 
     Returns:
         `str`: A heading and a table, or two.
@@ -37,13 +52,16 @@ def figures(content: dict[str, Any]) -> str:
             f"Over {content['videos']} videos: mean RSS {first:.0f} MB of the first half, {last:.0f} MB of the",
         ]
         return "\n".join([*lines, "second."])
-    lines = [f"### Size `{content['size']}`, {where}", ""]
+    details = content.get("details", {})
+    fusion = "" if details.get("initial_fusion", True) else ", without the initial fusion"
+    lines = [f"### Size `{content['size']}`, {where}{fusion}", ""]
     lines += [
         "| frames | expressions | mode | seconds | frames/s | peak MB |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for row in content["rows"]:
-        mode = row["mode"] + (" (of one, multiplied)" if row.get("scaled") else "")
+    rest = details.get("rows", [{} for _ in content["rows"]])
+    for row, more in zip(content["rows"], rest, strict=True):
+        mode = row["mode"] + (" (of one, multiplied)" if more.get("scaled") else "")
         cells = [row["frames"], row["expressions"], mode, f"{row['seconds']:.2f}", f"{row['fps']:.2f}"]
         lines.append(f"| {' | '.join(map(str, [*cells, round(row['peak_rss_mb'])]))} |")
     lines += [
@@ -79,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--page", type=Path, required=True)
     args = parser.parse_args(arguments)
-    parts = [figures(json.loads(path.read_text(encoding="utf-8"))) for path in args.results]
+    parts = [figures(read_result(path)) for path in args.results]
     args.page.write_text(put_into(args.page.read_text(encoding="utf-8"), parts), encoding="utf-8")
 
 

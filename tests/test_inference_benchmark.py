@@ -197,11 +197,14 @@ def test_rows_and_ratios(benchmark, monkeypatch, small, tmp_path, capsys):
     arguments = ["--frames", "9", "11", "--expressions", "1", "2", "--threads", "1"]
     benchmark.main([*arguments, "--json", str(result)])
     content = json.loads(result.read_text())
-    assert KEYS <= set(content) and content["size"] == "tiny" and content["threads"] == 1
-    rows = {(row["frames"], row["expressions"], row["mode"]): row for row in content["rows"]}
-    assert len(rows) == 12 and written == list(range(1, 13))
+    assert set(content) == KEYS and content["size"] == "tiny" and content["threads"] == 1
+    details = json.loads((tmp_path / "result.details.json").read_text())
+    assert details["initial_fusion"] and details["fast"]["dtype"] == "bfloat16"
+    assert all(set(row) == ROW_KEYS for row in content["rows"])
+    both = zip(content["rows"], details["rows"], strict=True)
+    rows = {(row["frames"], row["expressions"], row["mode"]): {**row, **more} for row, more in both}
+    assert len(rows) == 12 and written == [count for count in range(1, 13) for _ in range(2)]
     for (frames, expressions, mode), row in rows.items():
-        assert ROW_KEYS <= set(row)
         assert row["fps"] == pytest.approx(frames / row["seconds"])
         assert row["seconds"] == pytest.approx(sum(row["stages"].values()))
         assert set(row["stages"]) == set(benchmark.STAGES) and min(row["stages"].values()) > 0
@@ -347,7 +350,7 @@ def test_bad_arguments_are_one_line(benchmark, capsys, arguments):
 
 def test_a_lost_process_is_one_line(benchmark, monkeypatch, capsys, tmp_path):
     """What was measured before it stays in the file."""
-    row = {"frames": 9, "expressions": 1, "mode": "exact", "seconds": 1.0}
+    row = {**dict.fromkeys(ROW_KEYS, 0), "frames": 9, "expressions": 1, "mode": "exact", "seconds": 1.0}
 
     def rows_of(cases):
         yield row
@@ -398,7 +401,7 @@ def test_figures_go_into_the_page(modules, tmp_path):
         "size": "full",
         "device": "cpu",
         "threads": 1,
-        "rows": [{**row, "mode": "exact"}, {**row, "mode": "release", "scaled": True}],
+        "rows": [{**row, "mode": "exact"}, {**row, "mode": "release"}],
         "ratios": {"12 x 4": {"release/exact": 4.5}},
         "lower_bound_ratio": {"12 x 4": 1.1},
     }
@@ -415,13 +418,17 @@ def test_figures_go_into_the_page(modules, tmp_path):
     page.write_text(f"# Page\n\n{script.BEGIN}\n\nold\n\n{script.END}\n\nafter\n")
     for name, found in (("a.json", content), ("b.json", memory)):
         (tmp_path / name).write_text(json.dumps(found))
+    more = {"initial_fusion": False, "rows": [{}, {"scaled": True}]}
+    (tmp_path / "a.details.json").write_text(json.dumps(more))
     for _ in range(2):  # a second time nothing piles up
         script.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--page", str(page)])
     text = page.read_text()
     assert text.startswith("# Page") and text.endswith("after\n") and "old" not in text
     assert text.count("| 12 | 4 | exact | 2.00 | 6.00 | 1000 |") == 1
     assert "release (of one, multiplied)" in text and "| 12 x 4 | 4.50 | - | 1.10 |" in text
-    assert "| 2000 | 905, 906 | 906 |" in text and "### Size `full`, cpu, 1 thread\n" in text
+    assert (
+        "| 2000 | 905, 906 | 906 |" in text and "### Size `full`, cpu, 1 thread, without the initial fusion\n" in text
+    )
     page.write_text("no marks")
     with pytest.raises(SystemExit, match="no place for figures"):
         script.main([str(tmp_path / "a.json"), "--page", str(page)])
