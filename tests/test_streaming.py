@@ -145,6 +145,26 @@ def test_memory_of_windows_stays_small(model: VirstForVideoSegmentation, process
     assert len(set(held[1:])) == 1
 
 
+def test_windows_that_are_short_forget_nothing_in_reach(
+    model: VirstForVideoSegmentation, processor: VirstProcessor, monkeypatch: pytest.MonkeyPatch
+):
+    """Anchors of several windows ago are among the last 15 frames, and give pointers as any of them."""
+    segmenter, seen = model.model.segmenter, []
+    tokens = segmenter.pointer_tokens
+    monkeypatch.setattr(
+        segmenter,
+        "pointer_tokens",
+        lambda given, distances, scale: seen.append(distances) or tokens(given, distances, scale),
+    )
+    tracker = WindowTracker(model, processor, ["the cat"])
+    for window in windows_of(model, video(44), processor, length=4):
+        seen.clear()
+        list(tracker.segment(window))
+        assert len(tracker.memory.anchors) <= 2 * (15 // 4 + 2)
+    # Of frames 40 to 43 the first and the last are anchors.
+    assert [sorted(distances) for distances in seen] == [list(range(1, 16))] * 2
+
+
 def test_bad_arguments(model: VirstForVideoSegmentation, processor: VirstProcessor):
     for arguments, message in (
         ({"texts": []}, "no expression"),

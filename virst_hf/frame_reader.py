@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import VideoError
+from .errors import VideoError, VirstError
 
-__all__ = ["LazyFrames", "read_ahead"]
+__all__ = ["LazyFrames", "pinned_copies", "read_ahead"]
 
 T = TypeVar("T")
 # Seconds between two looks at whether the reader is still wanted, and that its end is waited for.
@@ -75,6 +75,24 @@ def read_ahead(source: Iterable[np.ndarray], make: Callable[[int, np.ndarray], T
         stop.set()
         # A live source may keep the thread waiting for its next frame; it is a daemon and ends with that.
         thread.join(FAREWELL)
+
+
+def pinned_copies(view: Callable[[T], Tensor], device: torch.device) -> Callable[[T], Tensor]:
+    """A view that is on a CUDA device when it is needed: the thread that reads copies it there from pinned memory.
+
+    Args:
+        view (`Callable`): Makes a tensor of a frame, on the CPU.
+        device (`torch.device`): Where the model is.
+
+    Returns:
+        `Callable`: Makes the same tensor on `device`; the copy may still be on its way, which later work waits for.
+
+    Raises:
+        VirstError: The device is not CUDA.
+    """
+    if device.type != "cuda":
+        raise VirstError(f"Pinned memory needs a model on CUDA; this one is on {device}. Leave `pinned` out.")
+    return lambda frame: view(frame).pin_memory().to(device, non_blocking=True)
 
 
 class LazyFrames:

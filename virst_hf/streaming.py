@@ -7,7 +7,7 @@ to the next.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import VideoError, VirstError
-from .frame_reader import LazyFrames, read_ahead
+from .frame_reader import LazyFrames, pinned_copies, read_ahead
 from .modeling_outputs import VirstVideoFeatures
 from .modules.frame_store import FrameStore
 from .modules.segmenter import FrameMasks
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["AnchorPolicy", "StreamedFrame", "StreamingMixin", "Window", "WindowTracker", "make_window", "windows_of"]
 
 AnchorPolicy = Literal["uniform", "windowed"]
+SamView = Callable[[Image.Image], Tensor]
 POLICIES = ("uniform", "windowed")
 # Frames of a window: twice what the language model sees of it at most, in the release.
 WINDOW = 128
@@ -100,6 +101,7 @@ class StreamingMixin:
         window: int = WINDOW,
         ahead: int = 8,
         tracking: TrackingOptions = EXACT,
+        pinned: bool = False,
     ) -> Iterator[StreamedFrame]:
         """Segment a video frame by frame. What is held in memory does not grow with the length of the video.
 
@@ -117,6 +119,9 @@ class StreamingMixin:
             ahead (`int`, *optional*, defaults to 8): Frames that are read and resized ahead, in a thread.
             tracking ([`TrackingOptions`], *optional*): Ways to be faster; as in the paper when not given. Within a
                 window the last frame is always tracked.
+            pinned (`bool`, *optional*, defaults to `False`): With a model on CUDA: the thread that reads ahead also
+                copies each frame to the device, from pinned memory, so that nothing waits for it. `ahead` frames, or
+                those of a window, are on the device then.
 
         Yields:
             [`StreamedFrame`]: Index, masks and scores of each frame, in order.
@@ -124,7 +129,7 @@ class StreamingMixin:
         Raises:
             VideoError: The video cannot be read; where it breaks off, after the masks of the frames before (with a
                 stride in `tracking`: up to the last one that was tracked).
-            VirstError: There is no expression, or an argument is of no use.
+            VirstError: There is no expression, or an argument is of no use (`pinned` without CUDA, for one).
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
@@ -133,13 +138,15 @@ class StreamingMixin:
             raise VirstError(f"There is no anchor policy {anchor_policy!r}; there are {' and '.join(POLICIES)}.")
         if window < 1 or ahead < 1:
             raise VirstError(f"window and ahead must be at least 1, found {window} and {ahead}.")
+        views = processor.video_processor
+        sam_view = pinned_copies(views.sam_view, self.device) if pinned else views.sam_view
         live = isinstance(video, Iterator)
         if anchor_policy == "uniform":
             if live:
                 raise VideoError('A live source cannot be read twice: use anchor_policy="windowed".')
-            return _uniform(self, open_video(video), texts, processor, ahead, tracking)
+            return _uniform(self, open_video(video), texts, processor, ahead, tracking, sam_view)
         frames = live_frames(video) if live else open_video(video)
-        return _windowed(self, frames, texts, processor, window, ahead, tracking)
+        return _windowed(self, frames, texts, processor, window, ahead, tracking, sam_view)
 
 
 def _uniform(
@@ -149,9 +156,10 @@ def _uniform(
     processor: VirstProcessor,
     ahead: int,
     tracking: TrackingOptions,
+    sam_view: SamView,
 ) -> Iterator[StreamedFrame]:
     broken: list[VideoError] = []
-    yield from _surveyed(model, source, texts, processor, ahead, tracking, broken)
+    yield from _surveyed(model, source, texts, processor, ahead, tracking, sam_view, broken)
     # By now all that was held is dropped; a name for the error would be a circle by way of its traceback.
     if broken:
         raise broken.pop()
@@ -165,13 +173,14 @@ def _surveyed(
     processor: VirstProcessor,
     ahead: int,
     tracking: TrackingOptions,
+    sam_view: SamView,
     broken: list[VideoError],
 ) -> Iterator[StreamedFrame]:
     """All frames that can be read; the error of the next one, where the first reading met it, goes to `broken`."""
     views = processor.video_processor
-    survey = _survey(source, views, broken)
+    survey = _survey(source, views, sam_view, broken)
     known = {frame: survey.sam[frame] for frame in survey.seg}
-    with LazyFrames(source, lambda f: views.sam_view(Image.fromarray(f)), survey.length, known, ahead) as frames:
+    with LazyFrames(source, lambda f: sam_view(Image.fromarray(f)), survey.length, known, ahead) as frames:
         store = FrameStore(model.model.segmenter, frames, survey.seg, release=True)
         features = VirstVideoFeatures(
             video_embeds=model.model.get_video_features(survey.vlm),
@@ -202,7 +211,11 @@ class _Survey(NamedTuple):
 
 
 def _survey(
-    source: VideoSource, views: VirstVideoProcessor, broken: list[VideoError], length: int | None = None
+    source: VideoSource,
+    views: VirstVideoProcessor,
+    sam_view: SamView,
+    broken: list[VideoError],
+    length: int | None = None,
 ) -> _Survey:
     """Read the frames that are seen before tracking begins; of a video that breaks off, those of what can be read."""
     length = source.num_frames if length is None else length
@@ -216,7 +229,7 @@ def _survey(
                 image = Image.fromarray(frame)
                 small[[row for row, wanted in enumerate(vlm) if wanted == index]] = views.vlm_view(image)
                 if index in seg:
-                    sam[index] = views.sam_view(image)
+                    sam[index] = sam_view(image)
         if index < vlm[-1]:
             raise VideoError(f"{source.name} ends after {index + 1} frames; expected {length}.")
     except VideoError as error:
@@ -225,7 +238,7 @@ def _survey(
         # Without its traceback, which holds the frames that were read.
         broken[:] = [error.with_traceback(None)]
         del small, sam
-        return _survey(source, views, broken, index + 1)
+        return _survey(source, views, sam_view, broken, index + 1)
     return _Survey(length, small, sam, seg)
 
 
@@ -259,10 +272,11 @@ def _windowed(
     window: int,
     ahead: int,
     tracking: TrackingOptions,
+    sam_view: SamView,
 ) -> Iterator[StreamedFrame]:
     num_frames = frames.num_frames if isinstance(frames, VideoSource) else None
     tracker = WindowTracker(model, processor, texts, tracking, num_frames)
-    with closing(windows_of(model, frames, processor, window, ahead)) as parts:
+    with closing(windows_of(model, frames, processor, window, ahead, sam_view=sam_view)) as parts:
         for part in parts:
             yield from tracker.segment(part)
             del part  # else it would be held while the next one is encoded
@@ -276,6 +290,7 @@ def windows_of(
     length: int = WINDOW,
     ahead: int = 8,
     start: int = 0,
+    sam_view: SamView | None = None,
 ) -> Iterator[Window]:
     """Cut frames into windows and encode each. A source that breaks off gives its last frames, then the error.
 
@@ -286,6 +301,7 @@ def windows_of(
         length (`int`, *optional*, defaults to 128): Frames of a window; the last may be shorter.
         ahead (`int`, *optional*, defaults to 8): Frames that are read and resized ahead, in a thread.
         start (`int`, *optional*, defaults to 0): Index of the first frame.
+        sam_view (`Callable`, *optional*): Makes the SAM view of a frame; the processor's own when not given.
 
     Yields:
         [`Window`]: The next window.
@@ -294,10 +310,11 @@ def windows_of(
         VideoError: A frame cannot be read, or is of another size than the first.
     """
     views = processor.video_processor
+    sam_view_of = views.sam_view if sam_view is None else sam_view
 
     def both(index: int, frame: np.ndarray) -> tuple[Tensor, Tensor, tuple[int, int]]:
         image = Image.fromarray(frame)
-        return views.vlm_view(image), views.sam_view(image), frame.shape[:2]
+        return views.vlm_view(image), sam_view_of(image), frame.shape[:2]
 
     size: tuple[int, int] | None = None
     is_image = isinstance(frames, VideoSource) and frames.is_image
@@ -306,21 +323,21 @@ def windows_of(
         while not broken:
             small, sam = [], []
             try:
-                for vlm_view, sam_view, found in islice(ready, length):
+                for vlm_view, view, found in islice(ready, length):
                     size = size or found
                     if found != size:
                         raise VideoError(
                             f"Frame {start + len(sam)} is {found} (height, width), those before it {size}."
                         )
                     small.append(vlm_view)
-                    sam.append(sam_view)
+                    sam.append(view)
             except VideoError as error:
                 broken.append(error.with_traceback(None))
             if sam:
                 window = make_window(model, small, sam, views, start, size, is_image=is_image)
                 start += len(sam)
                 # The window has what it needs of them.
-                del small, sam, vlm_view, sam_view
+                del small, sam, vlm_view, view
                 yield window
                 del window
             elif not broken:
@@ -429,11 +446,14 @@ class WindowTracker:
         video = window.features
         rows = _rows(self.processor, self.texts, window.num_vlm_frames)
         prompts = self.model.anchor_prompts(video, rows)
-        # Anchors of the last window are near the first frames of this one; older ones never are again.
-        for anchor in [anchor for anchor in self.memory.anchors if anchor < self._last_start]:
+        self.memory.lengthen(window.start + video.num_frames)
+        # Anchors of the last window are near the first frames of this one. Older ones never are again; but where
+        # windows are short some are among the last frames, whose memories and pointers are in reach.
+        reach = max(self.memory.pointer_reach, self.model.config.segmenter_config.num_maskmem - 1)
+        oldest = min(self._last_start, window.start - reach)
+        for anchor in [anchor for anchor in self.memory.anchors if anchor < oldest]:
             del self.memory.anchors[anchor]
         self._last_start = window.start
-        self.memory.lengthen(window.start + video.num_frames)
         video.frames.wanted = self.memory.options.tracked(range(video.num_frames), prompts)
         shifted = {window.start + frame: prompt for frame, prompt in prompts.items()}
         frames = range(window.start, window.start + video.num_frames)
