@@ -163,13 +163,6 @@ def test_speed_options_reach_the_stream(model: Path, folder: Path, tmp_path: Pat
     ]
 
 
-def test_bad_speed_options_are_one_line(capsys):
-    command = ["segment", "a.mp4", "it", "--model", "m", "--output", "o"]
-    with pytest.raises(SystemExit):
-        main([*command, "--preset", "quick"])
-    assert "quick" in capsys.readouterr().err
-
-
 def test_presets_of_the_command_are_those_of_the_package():
     from virst_hf import presets
     from virst_hf.cli import options

@@ -53,6 +53,7 @@ LAYERS = [
     "toy_tokenizer",
     "untrained",
     "session",
+    "quantization",
     "loading",
     "evaluation",
     "training",

@@ -143,7 +143,7 @@ def load_processor(name: str | os.PathLike) -> "VirstProcessor":
 
 
 def load_model(
-    name: str | os.PathLike, device: str | None = None, dtype: str | None = None
+    name: str | os.PathLike, device: str | None = None, dtype: str | None = None, bits: int | None = None
 ) -> "VirstForVideoSegmentation":
     """Load a model for inference, and fail on any tensor that is missing, unknown or of another shape.
 
@@ -154,23 +154,31 @@ def load_model(
         device (`str`, *optional*): Where it runs; by default the first CUDA device, or else the CPU.
         dtype (`str`, *optional*):
             `"float32"`, `"bfloat16"` or `"float16"`; by default the one that the checkpoint was saved in.
+        bits (`int`, *optional*):
+            8 or 4: the linear layers of the language model in so many bits; on CUDA, with bitsandbytes.
 
     Returns:
         [`VirstForVideoSegmentation`]: The model, in evaluation mode.
 
     Raises:
         CheckpointError: The checkpoint and its configuration do not fit together; the message lists the tensors.
-        ConfigError: The sizes in its configuration do not fit together.
+        ConfigError: The sizes in its configuration do not fit together, or so many bits are not possible here.
         VirstError: There is no such device.
     """
     from .modeling_virst import VirstForVideoSegmentation
 
     name = check_model_name(name)
     place = pick_device(device)
+    options: dict[str, Any] = {"dtype": dtype or "auto"}
+    if bits is not None:
+        from .quantization import language_model_bits
+
+        options |= {"quantization_config": language_model_bits(bits), "device_map": {"": place}}
     load_config(name)  # for its errors, which are clearer than those on the way through from_pretrained
     with clear_weight_errors(name):
-        model = VirstForVideoSegmentation.from_pretrained(name, dtype=dtype or "auto")
-    return model.to(place).eval()
+        model = VirstForVideoSegmentation.from_pretrained(name, **options)
+    # What is held in fewer bits is there already, and refuses to be moved.
+    return (model if bits is not None else model.to(place)).eval()
 
 
 def merge_adapter(

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if device is None or (state.num_processes > 1 and device == "cuda"):
         device = str(state.device)
     processor = load_processor(name)
-    model = preset.prepare(load_model(name, device=device, dtype=preset.dtype))
+    model = preset.prepare(load_model(name, device=device, dtype=preset.dtype, bits=args.llm_bits))
     if args.compile:
         model.compile_inference()
     results = evaluate_model(

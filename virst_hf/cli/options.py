@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..loading import TINY_NAME
@@ -16,6 +17,7 @@ __all__ = [
     "add_model_options",
     "add_speed_options",
     "add_video_options",
+    "at_least",
     "load",
     "model_name",
     "open_selected_frames",
@@ -25,6 +27,7 @@ __all__ = [
 
 DTYPES = ("float32", "bfloat16", "float16")
 PRESETS = ("exact", "fast")
+BITS = (8, 4)
 
 
 def add_video_options(parser: argparse.ArgumentParser) -> None:
@@ -52,19 +55,29 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("speed", "A preset, and switches that are set otherwise than in it.")
     group.add_argument("--preset", choices=PRESETS, default="exact", help="exact: as in the paper (default)")
     group.add_argument("--encoder-dtype", choices=DTYPES, help="of SAM's image encoder alone")
-    group.add_argument("--recent", type=int, metavar="N", help="attend to the nearest N of the last frames (0 to 6)")
-    group.add_argument("--track-every", type=int, metavar="N", help="track every N-th frame, interpolate between")
-    group.add_argument("--pool", type=int, metavar="N", help="memories are means of N x N tokens")
-    group.add_argument("--chunk", type=int, metavar="N", help="N expressions attend to memory at a time; same masks")
+    group.add_argument("--llm-bits", type=int, choices=BITS, help="of the language model (CUDA, bitsandbytes)")
+    group.add_argument("--recent", type=at_least(0), metavar="N", help="attend to N of the last frames, 0 to 6")
+    group.add_argument(
+        "--track-every", type=at_least(1), metavar="N", help="track every N-th frame, interpolate between"
+    )
+    group.add_argument("--pool", type=at_least(1), metavar="N", help="memories are means of N x N tokens")
+    group.add_argument("--chunk", type=at_least(1), metavar="N", help="expressions that attend at a time; same masks")
     group.add_argument("--compile", action="store_true", help="compile encoder and tracker; same masks")
 
 
-def preset_of(args: argparse.Namespace) -> "InferencePreset":
-    """What the options of `add_speed_options`, and `--dtype`, come to.
+def at_least(least: int) -> Callable[[str], int]:
+    """A whole number of the command line, not smaller than `least`."""
 
-    Raises:
-        ConfigError: A number is too small.
-    """
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text}")
+        return int(text)
+
+    return parse
+
+
+def preset_of(args: argparse.Namespace) -> "InferencePreset":
+    """What the options of `add_speed_options`, and `--dtype`, come to."""
     from dataclasses import replace
 
     from ..presets import get_preset
@@ -118,9 +131,9 @@ def load(
     name = model_name(args)
     quiet()
     processor = load_processor(name)
-    model = load_model(name, device=args.device, dtype=args.dtype if preset is None else preset.dtype)
-    if preset is not None:
-        preset.prepare(model)
-        if args.compile:
-            model.compile_inference()
+    if preset is None:
+        return processor, load_model(name, device=args.device, dtype=args.dtype)
+    model = preset.prepare(load_model(name, device=args.device, dtype=preset.dtype, bits=args.llm_bits))
+    if args.compile:
+        model.compile_inference()
     return processor, model

@@ -4,8 +4,8 @@ from .._lazy import lazy_exports
 
 # Module -> the names that it gives to this package.
 EXPORTS = {
+    ".quantization": ["four_bit_config"],  # of virst_hf: inference has it, too
     "arguments": ["VirstTrainingArguments"],
-    "quantization": ["four_bit_config"],
     "stages": ["STAGES", "TrainingStage", "describe", "get_stage", "prepare_model"],
     "trainer": ["VirstTrainer"],
     "validation": ["SplitValidation"],

@@ -30,9 +30,9 @@ from ..data.files import read_json
 from ..errors import CheckpointError, ConfigError, DataError
 from ..loading import check_model_name
 from ..modeling_virst import VirstForVideoSegmentation
+from ..quantization import four_bit_config
 from ..rendering import write_json
 from .arguments import VirstTrainingArguments
-from .quantization import four_bit_config
 from .stages import prepare_model
 
 if TYPE_CHECKING:
