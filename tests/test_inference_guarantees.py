@@ -1,5 +1,6 @@
 """What inference promises: masks of a plain run, no graph, nothing left in memory, threads, presets, compilation."""
 
+import contextlib
 import gc
 import shutil
 import threading
@@ -106,6 +107,25 @@ def test_exact_masks_are_those_of_a_plain_run(
         torch.testing.assert_close(torch.stack(streamed, dim=1), expected, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
+def test_exact_masks_of_a_long_video_are_those_of_a_plain_run(
+    model: VirstForVideoSegmentation, processor: VirstProcessor, monkeypatch: pytest.MonkeyPatch
+):
+    """Anchors lie further apart than any memory reaches, so that all that is dropped is dropped on the way."""
+    frames, texts = video(130), texts_of(2)
+    inputs = processor(videos=frames, text=texts)
+    rows = unpad_rows(inputs["input_ids"], inputs["attention_mask"])
+    expected = plain_run(model, inputs, rows[1])
+    outputs = model.segment(**inputs)
+    anchors = outputs.anchor_indices[0]
+    assert min(b - a for a, b in zip(anchors, anchors[1:], strict=False)) > 15
+    torch.testing.assert_close(outputs.mask_logits[1], expected, atol=1e-3, rtol=0)
+    monkeypatch.setattr("virst_hf.streaming._streamed", lambda index, masks, *_: masks.gated_logits[1].clone())
+    for policy in ("uniform", "windowed"):
+        streamed = list(model.stream(frames, texts, processor, anchor_policy=policy, window=130))
+        torch.testing.assert_close(torch.stack(streamed), expected, atol=1e-3, rtol=0)
+
+
 # --- graph and memory ------------------------------------------------------------------------------------------------
 def test_no_graph_is_made(processor: VirstProcessor):
     model = untrained_model()
@@ -182,6 +202,29 @@ def test_an_interrupted_stream_frees_everything(
     assert alive() > before
     stream.close()
     del stream
+    assert not reader_threads() and made and all(reference() is None for reference in made)
+    assert alive() <= before
+
+
+@pytest.mark.parametrize("policy", ["uniform", "windowed"])
+def test_an_error_of_who_takes_the_frames_frees_everything(
+    model: VirstForVideoSegmentation,
+    processor: VirstProcessor,
+    policy: str,
+    monkeypatch: pytest.MonkeyPatch,
+    no_collection: None,
+):
+    """Nobody closes the stream: it goes with the last reference to it."""
+
+    def consume() -> None:
+        for frame in model.stream(video(40), "the cat", processor, anchor_policy=policy, window=16):
+            if frame.index == 2:
+                raise RuntimeError("the disk is full")
+
+    list(model.stream(video(12), "the cat", processor, anchor_policy=policy, window=8))
+    before, made = alive(), stores(monkeypatch)
+    with contextlib.suppress(RuntimeError):
+        consume()
     assert not reader_threads() and made and all(reference() is None for reference in made)
     assert alive() <= before
 
@@ -324,11 +367,11 @@ def test_compiled_parts_keep_their_names(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_logits(processor: VirstProcessor, backend: str):
-    """For one expression and for several, in a video in which the memory grows and then is full."""
+    """For one expression and for sixteen, in a video in which the memory grows and then is full."""
     if backend == "inductor" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         pytest.skip("inductor needs a C++ compiler")
     model, frames = untrained_model(), video(12)
-    inputs = [processor(videos=frames, text=texts_of(count)) for count in (1, 3)]
+    inputs = [processor(videos=frames, text=texts_of(count)) for count in (1, 16)]
     expected = [model.segment(**given).mask_logits for given in inputs]
     torch._dynamo.reset()
     model.compile_inference(backend=backend)
