@@ -1,4 +1,4 @@
-"""Writes what `benchmarks/inference.py` and `benchmarks/stream_memory.py` found into the page of the documentation.
+"""Writes what `inference.py`, `speed_switches.py` and `stream_memory.py` found into the page of the documentation.
 
     python benchmarks/inference_figures.py result.json [more.json ...] --page docs/inference.md
 
@@ -35,12 +35,14 @@ def figures(content: dict[str, Any]) -> str:
     """A result as Markdown.
 
     Args:
-        content (`dict`): What `read_result` gave.
+        content (`dict`): What `read_result` gave of one of the three benchmarks.
 
     Returns:
         `str`: A heading and a table, or two.
     """
     where = f"{content['device']}, {content['threads']} thread{'s' if content['threads'] != 1 else ''}"
+    if "switches" in content:
+        return switches(content, where)
     if "stream_mb" in content:
         lines = [f"### Memory of a stream, size `{content['size']}`, {where}", ""]
         lines += ["| frames | peak RSS of fresh processes, MB | median |", "| --- | --- | --- |"]
@@ -72,6 +74,24 @@ def figures(content: dict[str, Any]) -> str:
     for key, ratios in content["ratios"].items():
         found = [*(ratios.get(name) for name in RATIOS), content["lower_bound_ratio"].get(key)]
         lines.append(f"| {key} | {' | '.join('-' if x is None else f'{x:.2f}' for x in found)} |")
+    return "\n".join(lines)
+
+
+def switches(content: dict[str, Any], where: str) -> str:
+    """What `benchmarks/speed_switches.py` wrote, as a table."""
+    count = f"{content['frames']} frames, expressions: {content['expressions']}"
+    lines = [
+        f"### Switches, {where}",
+        "",
+        f"Speed at size `{content['size']}`, {count}; J&F of virst-tiny on {content['videos']} videos of Shapes.",
+        "",
+        "| switch | seconds | times exact | peak MB | J&F | points |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    names = (("seconds", ".2f"), ("times_exact", ".2f"), ("peak_rss_mb", ".0f"), ("J&F", ".1f"), ("points", "+.1f"))
+    for row in content["switches"]:
+        cells = [format(row[name], form) if name in row else "-" for name, form in names]
+        lines.append(f"| {' | '.join((row['switch'], *cells))} |")
     return "\n".join(lines)
 
 

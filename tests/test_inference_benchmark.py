@@ -16,7 +16,8 @@ from virst_hf import VirstConfig
 from virst_hf.untrained import untrained_model, untrained_processor
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-NAMES = ("inference_sizes", "lower_bound", "release_schedule", "inference", "stream_memory", "inference_figures")
+NAMES = ("inference_sizes", "lower_bound", "release_schedule", "inference", "stream_memory", "speed_switches")
+NAMES += ("inference_figures",)
 # The script sets the number of threads of its process.
 pytestmark = pytest.mark.usefixtures("one_thread")
 KEYS = {"size", "device", "threads", "rows", "ratios", "lower_bound_ratio"}
@@ -380,6 +381,38 @@ def test_memory_of_streams_and_of_many_videos(modules, small):
     options = ["--frames", "60", "600", "--runs", "1", "--videos", "12", "--video-frames", "12", "--threads", "1"]
     content = memory.measure_all(memory.make_parser().parse_args(options))
     assert content["bounded"] == {"stream": True, "videos": True}, content
+
+
+@pytest.mark.slow
+def test_switches_are_measured_against_the_exact_path(modules, monkeypatch, small, tmp_path, capsys):
+    """Speed of the small model, J&F of virst-tiny; all in this process. Compiling is left out: it takes a minute."""
+    script = modules["speed_switches"]
+    monkeypatch.setattr(
+        script, "measure_all", lambda args, run=script.measure_all: run(args, lambda work, *rest: work(*rest))
+    )
+    result = tmp_path / "switches.json"
+    options = ["--size", "tiny", "--frames", "9", "--videos", "1", "--threads", "1", "--json", str(result)]
+    script.main([*options, "--switches", "fast", "chunk=1"])
+    content = json.loads(result.read_text())
+    exact, fast, chunk = content["switches"]
+    assert [row["switch"] for row in (exact, fast, chunk)] == ["exact", "fast", "chunk=1"]
+    assert exact["times_exact"] == 1 and exact["points"] == 0 and abs(chunk["points"]) < 0.01
+    assert fast["points"] == pytest.approx(fast["J&F"] - exact["J&F"]) and 0 <= fast["J&F"] <= 100
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    page = modules["inference_figures"].figures(content)
+    assert page.count("\n| ") == 5 and "| chunk=1 |" in page and "virst-tiny on 1 videos" in page
+
+
+def test_switches_have_what_the_page_names(modules):
+    """Each is a field of a preset or of the options, set unlike the exact path; the page names it."""
+    script, page = modules["speed_switches"], (FOLDER.parent / "docs" / "inference.md").read_text()
+    exact = script.SWITCHES["exact"]
+    for name, preset in script.SWITCHES.items():
+        field, _, value = name.partition("=")
+        if value:
+            found = getattr(preset.tracking, field, None) or getattr(preset, field)
+            assert str(found) == value and preset != exact
+        assert field in page
 
 
 def test_memory_that_grows_is_told(modules):
