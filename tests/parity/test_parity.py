@@ -5,15 +5,17 @@ or a tensor that is not optional fails; nothing here skips for want of data, but
 tokenizer, which is not part of this repository.
 """
 
+import copy
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from case_loader import ParityCase, case_directory
 
-from virst_hf import VirstForVideoSegmentation, VirstProcessor, VirstVideoProcessor
+from virst_hf import TrackingOptions, VirstForVideoSegmentation, VirstProcessor, VirstVideoProcessor
 from virst_hf.processing_virst import VirstProcessor as Processor
 
 # A long clip takes minutes on a few cores; a test's time holds that of the fixtures it is the first to ask for.
@@ -159,6 +161,43 @@ def test_masks_end_to_end(parity, segmented):
     for got, true in zip(masks, want, strict=True):
         union = (got | true).sum()
         assert union == 0 or (got & true).sum() / union >= 0.999
+
+
+def streamed_logits(model, parity, rows, monkeypatch, policy):
+    """Logits of a stream of the clip, `(texts, frames, side, side)`; the prompts are the case's own."""
+    config = model.config
+    processor = VirstVideoProcessor(
+        image_size=config.vision_config.image_size,
+        sam_image_size=config.segmenter_config.image_size,
+        tokens_per_clip=config.vision_config.tokens_per_clip,
+    )
+    monkeypatch.setattr("virst_hf.streaming._rows", lambda *_: list(rows))
+    monkeypatch.setattr("virst_hf.streaming._streamed", lambda index, masks, *_: masks.gated_logits.clone())
+    holder = SimpleNamespace(video_processor=processor)
+    return torch.stack(list(model.stream(parity.clip, ["it"] * len(rows), holder, anchor_policy=policy)), dim=1)
+
+
+@pytest.mark.parametrize("way", ["uniform", "windowed", "chunks", "compiled"])
+def test_masks_of_every_way(parity, parity_model, views, ids, segmented, monkeypatch, way):
+    """As a stream, without features that are kept and in chunks beside another text, and compiled."""
+    expected, model = segmented.mask_logits[0], parity_model
+    if way in ("uniform", "windowed"):
+        got = streamed_logits(model, parity, ids, monkeypatch, way)[0]
+    elif way == "chunks":
+        other = ids[0].clone()
+        other[-60] = (other[-60] + 7) % 1000  # another word behind the video
+        rows = torch.stack((other, ids[0]))
+        got = model.segment(rows, tracking=TrackingOptions(chunk=1), **views).mask_logits[1]
+    else:
+        model = copy.deepcopy(model)
+        torch._dynamo.reset()
+        model.compile_inference(backend="aot_eager")
+        try:
+            got = model.segment(ids, **views).mask_logits[0]
+        finally:
+            torch._dynamo.reset()
+    torch.testing.assert_close(got, expected, atol=1e-3, rtol=0)
+    agree(got, parity.expected["low_res_logits"], tol=1e-3)
 
 
 def one(outputs):
