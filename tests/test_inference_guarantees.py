@@ -364,6 +364,15 @@ def test_compiled_parts_keep_their_names(tmp_path):
         assert torch.equal(tensor, model.state_dict()[name])
 
 
+def test_a_compiler_that_is_missing_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch):
+    model = untrained_model()
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler"):
+        model.compile_inference()
+    model.compile_inference(backend="eager")  # which needs none
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_logits(processor: VirstProcessor, backend: str):

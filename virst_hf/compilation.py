@@ -1,11 +1,18 @@
 """`torch.compile` of the parts that take the time of a segmentation."""
 
+import os
+import shutil
 from typing import Any
+
+from .errors import ConfigError
 
 __all__ = ["CompilationMixin"]
 
 # Parts of the segmenter: SAM's image encoder, and all modules of a step of the tracker.
 PARTS = ("image_encoder", "memory_attention", "memory_encoder", "sam_mask_decoder")
+
+# What inductor compiles with on a CPU, unless the variable CXX names another.
+COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
 class CompilationMixin:
@@ -20,6 +27,15 @@ class CompilationMixin:
 
         Args:
             **options: Arguments of [`torch.compile`], such as `mode` or `backend`.
+
+        Raises:
+            ConfigError: There is no C++ compiler, which `torch.compile` needs on a CPU.
         """
+        needed = self.device.type == "cpu" and options.get("backend", "inductor") == "inductor"
+        if needed and not os.environ.get("CXX") and not any(map(shutil.which, COMPILERS)):
+            raise ConfigError(
+                f"Compiling for a CPU needs a C++ compiler, and none of {', '.join(COMPILERS)} is here: install one, "
+                "or run without it."
+            )
         for name in PARTS:
             getattr(self.model.segmenter, name).compile(**options)
