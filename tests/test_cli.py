@@ -304,8 +304,8 @@ def test_output_that_cannot_be_written_is_told_before_the_work(
 def test_scores_that_are_no_numbers_are_an_error(model: Path, folder: Path, tmp_path: Path, monkeypatch, capsys):
     stream = virst_hf.VirstForVideoSegmentation.stream
 
-    def overflow(self, *args):
-        for frame in stream(self, *args):
+    def overflow(self, *args, **options):
+        for frame in stream(self, *args, **options):
             yield frame._replace(scores=frame.scores * float("nan")) if frame.index == 1 else frame
 
     monkeypatch.setattr(virst_hf.VirstForVideoSegmentation, "stream", overflow)

@@ -64,7 +64,8 @@ def check_scores(frame: "StreamedFrame") -> None:
     """Raise a `VirstError` where the model gave no numbers: its masks would be empty, as if nothing were there."""
     if not bool(frame.scores.isfinite().all()):
         raise VirstError(
-            "The model gave scores that are no numbers. Half precision may overflow: try --dtype float32."
+            "The model gave scores that are no numbers. Half precision may overflow: try --dtype float32 and no "
+            "--encoder-dtype."
         )
 
 
