@@ -89,6 +89,8 @@ def test_a_video_may_grow_before_anything_is_asked(model: VirstForVideoSegmentat
 
 
 def test_bad_input(model: VirstForVideoSegmentation, processor: VirstProcessor):
+    with pytest.raises(VirstError, match="pooled by 3"):
+        VirstSession(model, processor, video(8), tracking=TrackingOptions(pool=3))
     session = VirstSession(model, processor, video(8))
     with pytest.raises(VirstError, match="no expression"):
         session.add()

@@ -171,6 +171,8 @@ def test_bad_arguments(model: VirstForVideoSegmentation, processor: VirstProcess
         ({"anchor_policy": "random"}, "no anchor policy 'random'"),
         ({"window": 0}, "at least 1"),
         ({"ahead": 0}, "at least 1"),
+        ({"texts": ["the cat", " "]}, "text is empty"),
+        ({"tracking": TrackingOptions(pool=3)}, "pooled by 3"),
     ):
         with pytest.raises(VirstError, match=message):
             model.stream(**{"video": video(9), "texts": "the cat", "processor": processor, **arguments})
@@ -208,6 +210,20 @@ def test_lazy_frames_give_known_ones_at_any_time():
             lazy[[12]]
 
 
+def test_frames_that_nobody_asks_for_are_not_resized():
+    resized, frames = [], video(12)
+
+    def resize(frame: np.ndarray) -> torch.Tensor:
+        resized.append(1)
+        return torch.from_numpy(frame)
+
+    with LazyFrames(frames, resize, 12, known={9: torch.from_numpy(frames[9])}, wanted=range(0, 12, 3)) as lazy:
+        assert torch.equal(lazy[[0, 6, 9]], torch.from_numpy(frames[[0, 6, 9]]))
+        with pytest.raises(VideoError, match="Frame 8 is not among those"):
+            lazy[[8]]
+    assert len(resized) == 3
+
+
 # --- ways to be faster -----------------------------------------------------------------------------------------------
 def logits_of(model: VirstForVideoSegmentation, processor: VirstProcessor, tracking: TrackingOptions) -> torch.Tensor:
     outputs = model.segment(**processor(videos=video(26), text=TEXTS), tracking=tracking)
@@ -233,8 +249,14 @@ def test_frames_between_are_interpolated(model: VirstForVideoSegmentation, proce
             np.testing.assert_allclose(row, np.interp(np.arange(26), tracked, row[tracked]), rtol=1e-4, atol=1e-5)
 
 
-def test_a_stride_encodes_fewer_frames(model: VirstForVideoSegmentation, processor: VirstProcessor):
-    seen = []
+def test_a_stride_encodes_and_resizes_fewer_frames(
+    model: VirstForVideoSegmentation, processor: VirstProcessor, monkeypatch: pytest.MonkeyPatch
+):
+    seen, resized = [], []
+    view = type(processor.video_processor).sam_view
+    monkeypatch.setattr(
+        type(processor.video_processor), "sam_view", lambda self, image: resized.append(1) or view(self, image)
+    )
     encoder = model.model.segmenter.image_encoder
     hook = encoder.register_forward_hook(lambda m, inputs, out: seen.append(len(inputs[0])))
     try:
@@ -243,7 +265,7 @@ def test_a_stride_encodes_fewer_frames(model: VirstForVideoSegmentation, process
         hook.remove()
     assert [frame.index for frame in frames] == list(range(150))
     pinned = processor.video_processor.max_seg_frames
-    assert sum(seen) <= 150 / 4 + pinned + 1
+    assert sum(seen) <= 150 / 4 + pinned + 1 and len(resized) == sum(seen)
 
 
 @pytest.mark.parametrize("recent", [0, 2])

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import TypeVar
 
@@ -106,6 +106,8 @@ class LazyFrames:
         known (`dict[int, torch.Tensor]`, *optional*): Frames that are there already. They may be asked for at any
             time, once, and are not resized again.
         ahead (`int`, *optional*, defaults to 8): Most frames that are read ahead, at least 1.
+        wanted (`Collection[int]`, *optional*): Frames that will be asked for; the others are read, but not resized.
+            All of them when not given.
 
     Example:
 
@@ -127,11 +129,16 @@ class LazyFrames:
         num_frames: int,
         known: Mapping[int, Tensor] | None = None,
         ahead: int = 8,
+        wanted: Collection[int] | None = None,
     ) -> None:
         self.num_frames = num_frames
         self.known = dict(known or {})
-        skipped = frozenset(self.known)
-        self._frames = read_ahead(source, lambda i, frame: (i, None if i in skipped else resize(frame)), ahead)
+        skipped, needed = frozenset(self.known), range(num_frames) if wanted is None else frozenset(wanted)
+
+        def view(index: int, frame: np.ndarray) -> tuple[int, Tensor | None]:
+            return index, resize(frame) if index in needed and index not in skipped else None
+
+        self._frames = read_ahead(source, view, ahead)
         self._next = 0
         # Only what the error said: its traceback would hold whatever the caller holds.
         self._broken: str | None = None
@@ -183,6 +190,8 @@ class LazyFrames:
             for index, value in self._frames:
                 self._next = index + 1
                 if index == frame:
+                    if value is None:
+                        raise VideoError(f"Frame {frame} is not among those that were to be asked for.")
                     return value
             raise VideoError(f"The video ends after {self._next} frames; expected {self.num_frames}.")
         except VideoError as error:

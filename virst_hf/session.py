@@ -31,6 +31,7 @@ class VirstSession:
 
     Raises:
         VideoError: The video cannot be read.
+        ConfigError: The options do not fit the model.
 
     Example:
 
@@ -57,6 +58,7 @@ class VirstSession:
         video: Any,
         tracking: TrackingOptions = EXACT,
     ) -> None:
+        model.empty_memory(1, tracking=tracking)  # options that do not fit the model are told before the work
         self.model, self.processor, self.tracking = model, processor, tracking
         self._windows: list[Window] = []
         # Expressions that were added together are tracked together; each group has its numbers.

@@ -129,15 +129,11 @@ class StreamingMixin:
         Raises:
             VideoError: The video cannot be read; where it breaks off, after the masks of the frames before (with a
                 stride in `tracking`: up to the last one that was tracked).
-            VirstError: There is no expression, or an argument is of no use (`pinned` without CUDA, for one).
+            VirstError: There is no expression, one is empty, or an argument is of no use (`pinned` without CUDA, for
+                one).
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        if not texts:
-            raise VirstError("There is no expression: say what is to be segmented.")
-        if anchor_policy not in POLICIES:
-            raise VirstError(f"There is no anchor policy {anchor_policy!r}; there are {' and '.join(POLICIES)}.")
-        if window < 1 or ahead < 1:
-            raise VirstError(f"window and ahead must be at least 1, found {window} and {ahead}.")
+        _check_arguments(self, texts, processor, anchor_policy, window, ahead, tracking)
         views = processor.video_processor
         sam_view = pinned_copies(views.sam_view, self.device) if pinned else views.sam_view
         live = isinstance(video, Iterator)
@@ -147,6 +143,26 @@ class StreamingMixin:
             return _uniform(self, open_video(video), texts, processor, ahead, tracking, sam_view)
         frames = live_frames(video) if live else open_video(video)
         return _windowed(self, frames, texts, processor, window, ahead, tracking, sam_view)
+
+
+def _check_arguments(
+    model: "VirstForVideoSegmentation",
+    texts: list[str],
+    processor: VirstProcessor,
+    anchor_policy: str,
+    window: int,
+    ahead: int,
+    tracking: TrackingOptions,
+) -> None:
+    """Raise what is wrong with the arguments of a stream before its video is read and encoded."""
+    if not texts:
+        raise VirstError("There is no expression: say what is to be segmented.")
+    if anchor_policy not in POLICIES:
+        raise VirstError(f"There is no anchor policy {anchor_policy!r}; there are {' and '.join(POLICIES)}.")
+    if window < 1 or ahead < 1:
+        raise VirstError(f"window and ahead must be at least 1, found {window} and {ahead}.")
+    _rows(processor, texts, processor.video_processor.frames_per_clip)
+    model.empty_memory(1, tracking=tracking)
 
 
 def _uniform(
@@ -180,7 +196,9 @@ def _surveyed(
     views = processor.video_processor
     survey = _survey(source, views, sam_view, broken)
     known = {frame: survey.sam[frame] for frame in survey.seg}
-    with LazyFrames(source, lambda f: sam_view(Image.fromarray(f)), survey.length, known, ahead) as frames:
+    # Anchors are known, whichever they will be.
+    tracked = None if tracking.stride == 1 else tracking.tracked(range(survey.length), ())
+    with LazyFrames(source, lambda f: sam_view(Image.fromarray(f)), survey.length, known, ahead, tracked) as frames:
         store = FrameStore(model.model.segmenter, frames, survey.seg, release=True)
         features = VirstVideoFeatures(
             video_embeds=model.model.get_video_features(survey.vlm),
