@@ -50,7 +50,8 @@ VARIANTS = """
 Nothing is trained again. Alpha is the stride of the anchors among the frames for the language model: eight here, so
 alpha 2 gives four anchors, 4 two, and 6 two. Frames in a second and peak memory (the whole process, with Python and
 torch) are those of {threads} threads of a CPU, one expression at a time; the cores had other work as well, so a fifth
-more or less says nothing. Only the single mask was ever trained. The release takes the best of three masks by its predicted IoU; SAM 2 can do so where the single mask is not stable.
+more or less says nothing. Only the single mask was ever trained. The release takes the best of three masks by its
+predicted IoU; SAM 2 can do so where the single mask is not stable.
 
 | | J | F | J&F | frames a second | peak memory |
 |---|---|---|---|---|---|
