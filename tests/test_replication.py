@@ -58,7 +58,7 @@ def test_the_numbers_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     main()
     text = (tmp_path / "page.md").read_text()
-    assert "7 videos (seed 5)" in text
+    assert "7 videos of it (seed 5)" in text
     assert "50 % of the steps of the recipe: 3 in `alignment`, 4 in `few_image`, 5 in `propagation`" in text
     assert "| after stage 2 | 59.0 | 61.0 | 60.0 | 64.4 |" in text
     assert "| alpha 2, single mask (virst-tiny) | 79.0 | 81.0 | 80.0 | 12 | 600 MB |" in text

@@ -16,8 +16,8 @@ Results = Mapping[str, Mapping[str, Any]]
 HEAD = """# The tables of the supplement, on Shapes
 
 The ablations of the paper's supplement, repeated with a model of five million parameters on the test split of
-[Shapes](data/shapes.md). Its test split has {videos} videos (seed {seed}); no training had them. One run each, so a
-point or two says little. This page is written by `examples/tiny/replication_page.py` from the files in
+[Shapes](data/shapes.md): {videos} videos of it (seed {seed}), which no training had. One run each, so a point or two
+says little. This page is written by `examples/tiny/replication_page.py` from the files in
 `examples/tiny/results`, which `examples/tiny/replication.py` makes.
 
 J, F and J&F are from 0 to 100, means over expressions. The paper's numbers are those of the 7B model on MeViS
@@ -26,7 +26,7 @@ J, F and J&F are from 0 to 100, means over expressions. The paper's numbers are 
 STAGES = """
 ## After each stage (table 8)
 
-From the pre-trained parts, before any prompt was turned into a mask (see [Training](training.md)). Each chain of
+From the pre-trained parts, before any prompt was turned into a mask (see [virst-tiny](tiny.md)). Each chain of
 stages takes {share} of the steps of the recipe: {steps}.
 
 | | J | F | J&F | J&F in the paper |
@@ -49,8 +49,9 @@ VARIANTS = """
 
 Nothing is trained again. Alpha is the stride of the anchors among the frames for the language model: eight here, so
 alpha 2 gives four anchors, 4 two, and 6 two. Frames in a second and peak memory (the whole process, with Python and
-torch) are those of {threads} threads of a CPU, one expression at a time. Only the single mask was ever trained. The
-release takes the best of three masks by its predicted IoU; SAM 2 can do so where the single mask is not stable.
+torch) are those of {threads} threads of a CPU, one expression at a time; the cores had other work as well, so a fifth
+more or less says nothing. Only the single mask was ever trained. The release takes the best of three masks by its
+predicted IoU; SAM 2 can do so where the single mask is not stable.
 
 | | J | F | J&F | frames a second | peak memory |
 |---|---|---|---|---|---|
