@@ -10,14 +10,15 @@ language model and tower) and `7b` (the release's sizes). Modes:
 - `exact`: `model.segment` with all expressions in one call, for long videos `model.stream`; float32.
 - `fast`: the same with the preset of that name (`virst_hf.FAST`). Masks change a little.
 - `release`: the same weights, float32, in the order of the released code (see `release_schedule.py`). It takes one
-  expression at a time; so one is run, and rows of several are multiplied (`"scaled": true`). Not run for more than
-  200 frames.
+  expression at a time; so one is run, and rows of several are multiplied (`"scaled": true`).
+
+Videos of more than 200 frames are run in the mode `exact` alone: they show memory, and the ratios are those of 200.
 
 Of a clip the seconds are those of `segment`, with the views made before. From 100 frames on each mode also reads and
 resizes the frames and draws the masks, as a stream does.
-`stages` are the seconds by part, `encoder_calls` the frames that went through SAM's encoder, `ratios` those of the
-seconds, and `lower_bound_ratio` the exact seconds over what its work takes, each call timed alone in the same process
-(see `lower_bound.py`). The table and the JSON file hold the same rows; the file is written after each of them. Beside
+`stages` are the seconds by part, `encoder_calls` the frames that went through SAM's encoder, and `ratios` those of the
+seconds: of modes, and of the exact seconds to the lower bound, which is what its work takes, each call timed alone in
+the same process (see `lower_bound.py`). `lower_bound_ratio` is the largest of the latter. The table and the JSON file hold the same rows; the file is written after each of them. Beside
 it `OUT.details.json` says under which conditions they were found, which rows are multiplied, and what the lower bound
 is made of.
 """
@@ -49,8 +50,9 @@ from virst_hf.rendering import write_json
 from virst_hf.video_io import VideoSource
 
 MODES = ("exact", "fast", "release")
-# Videos from this length on are streamed; the release is left out of longer ones than that.
-STREAM_FROM, RELEASE_UP_TO = 100, 200
+BOUND = "exact/lower bound"
+# Videos from this length on are streamed; only the exact mode is run on longer ones than that.
+STREAM_FROM, COMPARED_UP_TO = 100, 200
 WARM_UP_FRAMES = 3  # two anchors and a frame that is propagated
 # A run that is shorter than so many seconds is made three times.
 SHORT, RUNS = 2.0, 3
@@ -201,7 +203,7 @@ def make_cases(args: argparse.Namespace) -> list[Case]:
         for frames in args.frames or size.frames
         for expressions in args.expressions or size.expressions
         for mode in MODES
-        if mode in args.modes and (mode != "release" or frames <= RELEASE_UP_TO)
+        if mode in args.modes and (mode == "exact" or frames <= COMPARED_UP_TO)
     ]
 
 
@@ -224,8 +226,12 @@ def key_of(row: dict[str, Any]) -> str:
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Ratios of the seconds of modes, of each length and number of expressions."""
+    """Ratios of each length and number of expressions: of the seconds of modes, and of the exact ones to their bound."""
     out: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if "lower_bound" in row:
+            bound = sum(part["seconds"] for part in row["lower_bound"].values())
+            out.setdefault(key_of(row), {})[BOUND] = row["seconds"] / bound
     seconds = {(key_of(row), row["mode"]): row["seconds"] for row in rows}
     for slower, faster in (("release", "exact"), ("exact", "fast")):
         for key, mode in seconds:
@@ -234,24 +240,16 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return out
 
 
-def lower_bound_ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of each exact row over its lower bound."""
-    return {
-        key_of(row): row["seconds"] / sum(part["seconds"] for part in row["lower_bound"].values())
-        for row in rows
-        if "lower_bound" in row
-    }
-
-
 def report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of the JSON file."""
+    found = ratios(rows)
     return {
         "size": args.size,
         "device": args.device,
         "threads": args.threads,
         "rows": [{name: row[name] for name in ROW} for row in rows],
-        "ratios": ratios(rows),
-        "lower_bound_ratio": lower_bound_ratios(rows),
+        "ratios": found,
+        "lower_bound_ratio": max((of_key[BOUND] for of_key in found.values() if BOUND in of_key), default=None),
     }
 
 
@@ -279,11 +277,10 @@ def print_table(content: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         cells += [f"{row['seconds']:.2f}", f"{row['fps']:.2f}", f"{row['peak_rss_mb']:.0f}", row["encoder_calls"]]
         cells += [f"{row['stages'][stage]:.2f}" for stage in STAGES]
         print(" | ".join(map(str, cells)))
-    names = ("release/exact", "exact/fast")
-    print(" | ".join(("frames x expr.", *names, "exact/lower bound")))
-    bounds = content["lower_bound_ratio"]
+    names = ("release/exact", "exact/fast", BOUND)
+    print(" | ".join(("frames x expr.", *names)))
     for key in dict.fromkeys(map(key_of, rows)):
-        found = [content["ratios"].get(key, {}).get(name) for name in names] + [bounds.get(key)]
+        found = [content["ratios"].get(key, {}).get(name) for name in names]
         print(" | ".join((key, *("-" if value is None else f"{value:.2f}" for value in found))))
 
 
@@ -347,7 +344,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     cases = make_cases(args)
     if not cases:
-        parser.error(f"there is no row: the release is not run for more than {RELEASE_UP_TO} frames")
+        parser.error(f"there is no row: only the mode exact is run on more than {COMPARED_UP_TO} frames")
     rows: list[dict[str, Any]] = []
     try:
         for row in tqdm(rows_of(cases), total=len(cases), disable=None):

@@ -40,6 +40,11 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         `torch.Tensor`: The rotated tensor, in the type of `x`.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if not torch.compiler.is_compiling():
+        # A product of complex numbers passes over memory once, which is several times faster. torch.compile makes one
+        # pass of the lines below, and none of complex numbers.
+        turns = torch.complex(cos[..., ::2], sin[..., ::2])
+        return torch.view_as_real(torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * turns).flatten(-2).to(x.dtype)
     turned = torch.stack((-wide[..., 1::2], wide[..., 0::2]), dim=-1).flatten(-2)
     return (wide * cos + turned * sin).to(x.dtype)
 

@@ -121,6 +121,8 @@ class AnchorMemory:
         self.lengthen(num_frames)
         self.anchors: dict[int, MemoryEntry] = {}
         self.recent: dict[int, MemoryEntry] = {}
+        # Codes of memories by their tau: the same in every frame.
+        self._codes: dict[int, Tensor] = {}
 
     def lengthen(self, num_frames: int) -> None:
         """Say that the run has grown.
@@ -189,6 +191,12 @@ class AnchorMemory:
             return None
         return self.recent.get(index) or self.anchors.get(index)
 
+    def code_of(self, tau: int, tokens: Tensor) -> Tensor:
+        """The code of a memory, made when it is first asked for."""
+        if tau not in self._codes:
+            self._codes[tau] = self.segmenter.memory_positions(tau, tokens)
+        return self._codes[tau]
+
     def gather(self, index: int) -> tuple[Tensor, Tensor, int]:
         """Memory tokens, their codes and the number of pointer tokens for the frame at `index`."""
         segmenter = self.segmenter
@@ -208,7 +216,7 @@ class AnchorMemory:
             if past is not None:
                 pointers.append((distance, past.pointer))
         tokens = [memory for _, memory in spatial]
-        codes = [segmenter.memory_positions(tau, memory) for tau, memory in spatial]
+        codes = [self.code_of(tau, memory) for tau, memory in spatial]
         num_pointers = 0
         if pointers:
             distances, vectors = zip(*pointers, strict=True)
