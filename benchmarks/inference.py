@@ -18,9 +18,9 @@ Of a clip the seconds are those of `segment`, with the views made before. From 1
 resizes the frames and draws the masks, as a stream does.
 `stages` are the seconds by part, `encoder_calls` the frames that went through SAM's encoder, and `ratios` those of the
 seconds: of modes, and of the exact seconds to the lower bound, which is what its work takes, each call timed alone in
-the same process (see `lower_bound.py`). `lower_bound_ratio` is the largest of the latter. The table and the JSON file hold the same rows; the file is written after each of them. Beside
-it `OUT.details.json` says under which conditions they were found, which rows are multiplied, and what the lower bound
-is made of.
+the same process (see `lower_bound.py`). `lower_bound_ratio` is the largest of the latter. The table and the JSON file
+hold the same rows; the file is written after each of them. Beside it `OUT.details.json` says under which conditions
+they were found, which rows are multiplied, and what the lower bound is made of.
 """
 
 import argparse
@@ -226,7 +226,7 @@ def key_of(row: dict[str, Any]) -> str:
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Ratios of each length and number of expressions: of the seconds of modes, and of the exact ones to their bound."""
+    """Ratios of the seconds of modes, and of the exact ones to their bound, of each length and number of expressions."""
     out: dict[str, dict[str, float]] = {}
     for row in rows:
         if "lower_bound" in row:
