@@ -226,7 +226,7 @@ def key_of(row: dict[str, Any]) -> str:
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Ratios of the seconds of modes, and of the exact ones to their bound, of each length and number of expressions."""
+    """Ratios of seconds: of the modes, and exact to lower bound; of each length and number of expressions."""
     out: dict[str, dict[str, float]] = {}
     for row in rows:
         if "lower_bound" in row:
