@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,27 @@ def test_the_frames_before_a_break_are_all_there(model: VirstForVideoSegmentatio
             for frame in model.stream(broken_video(70, 33), "the cat", processor, anchor_policy=policy, window=16):
                 got.append(frame.index)
         assert got == list(range(33))
+
+
+def test_a_file_that_is_cut_short_gives_the_frames_that_are_there(
+    model: VirstForVideoSegmentation, processor: VirstProcessor, tmp_path: Path
+):
+    path = tmp_path / "cut.mp4"
+    frames = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.width = stream.height = 64
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    got = []
+    for policy in ("uniform", "windowed"):
+        with pytest.raises(VideoError, match=r"cut.mp4"):
+            for frame in model.stream(str(path), "the cat", processor, anchor_policy=policy, window=16):
+                got.append(frame.index)
+    length = len(got) // 2
+    assert 12 < length < 40 and got == [*range(length)] * 2
 
 
 def test_a_video_of_which_nothing_can_be_read(model: VirstForVideoSegmentation, processor: VirstProcessor):

@@ -296,6 +296,22 @@ def test_truncated_file(tmp_path, backend, faststart):
         list(open_video(path, backend=backend))
 
 
+@pytest.mark.parametrize("backend", [None, "pyav"])
+def test_a_cut_file_that_is_allowed_gives_its_frames_then_the_error(tmp_path, backend):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 96, 96, 3), dtype=np.uint8)
+    path = write_video(tmp_path / "cut.mp4", noise, options={"movflags": "faststart"})
+    whole = list(open_video(path, backend=backend))
+    video = open_video(cut(path, 0.6), backend=backend, allow_cut=True)
+    got = []
+    with pytest.raises(VideoError, match=r"cut.mp4"):
+        for frame in video:
+            got.append(frame)
+    assert video.num_frames == 30 and 10 <= len(got) < 30
+    # The last of them may be half there.
+    for found, expected in zip(got[:-1], whole, strict=False):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_damaged_middle(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (30, 96, 96, 3), dtype=np.uint8)
     path = write_video(tmp_path / "damaged.mp4", noise, codec="mpeg4")

@@ -127,8 +127,8 @@ class StreamingMixin:
             [`StreamedFrame`]: Index, masks and scores of each frame, in order.
 
         Raises:
-            VideoError: The video cannot be read; where it breaks off, after the masks of the frames before (with a
-                stride in `tracking`: up to the last one that was tracked).
+            VideoError: The video cannot be read; where it breaks off, or a file is cut short, after the masks of the
+                frames before (with a stride in `tracking`: up to the last one that was tracked).
             VirstError: There is no expression, one is empty, or an argument is of no use (`pinned` without CUDA, for
                 one).
         """
@@ -137,11 +137,12 @@ class StreamingMixin:
         views = processor.video_processor
         sam_view = pinned_copies(views.sam_view, self.device) if pinned else views.sam_view
         live = isinstance(video, Iterator)
+        source = None if live else open_video(video, allow_cut=True)
         if anchor_policy == "uniform":
-            if live:
+            if source is None:
                 raise VideoError('A live source cannot be read twice: use anchor_policy="windowed".')
-            return _uniform(self, open_video(video), texts, processor, ahead, tracking, sam_view)
-        frames = live_frames(video) if live else open_video(video)
+            return _uniform(self, source, texts, processor, ahead, tracking, sam_view)
+        frames = live_frames(video) if source is None else source
         return _windowed(self, frames, texts, processor, window, ahead, tracking, sam_view)
 
 

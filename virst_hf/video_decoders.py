@@ -60,11 +60,13 @@ def open_container(
     return container, container.streams.video[0]
 
 
-def probe_file(path: Path) -> FileInfo:
+def probe_file(path: Path, allow_cut: bool = False) -> FileInfo:
     """Count the frames of a file and read their times, without decoding where the container can be trusted.
 
     Args:
         path (`pathlib.Path`): The file.
+        allow_cut (`bool`, *optional*, defaults to `False`): Whether its end may be missing. Its frames are then those
+            that the header promises, and decoding raises the error where they end.
 
     Returns:
         [`FileInfo`]: Count, size, times, rotation.
@@ -80,11 +82,16 @@ def probe_file(path: Path) -> FileInfo:
         first = next(decode_with_pyav(path), None)
         if first is None:
             raise VideoError(f"{path} has no frame that can be decoded.")
-        packets = read_packets(path, container, stream)
-        if promised and len(packets) < promised:
-            check_complete(path, promised)
+        packets = read_packets(path, container, stream, allow_cut)
         times = [packet.pts * base for packet in packets if not packet.is_discard and packet.pts is not None]
         shown = sum(not packet.is_discard for packet in packets)
+        if promised and len(packets) < promised:
+            try:
+                check_complete(path, promised)
+            except VideoError:
+                if not allow_cut:
+                    raise
+                shown = promised
     if not promised:
         # Streams without an index may hold packets that show no frame: only decoding tells.
         shown, times = sum(1 for _ in decode_with_pyav(path)), []
@@ -107,12 +114,17 @@ def check_complete(path: Path, promised: int) -> None:
         )
 
 
-def read_packets(path: Path, container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> list:
-    """All packets of a stream that hold data."""
+def read_packets(
+    path: Path, container: av.container.InputContainer, stream: av.video.stream.VideoStream, allow_cut: bool = False
+) -> list:
+    """All packets of a stream that hold data; those before the first that cannot be read, where a cut is allowed."""
+    packets = []
     try:
-        return [packet for packet in container.demux(stream) if packet.size]
+        packets.extend(packet for packet in container.demux(stream) if packet.size)
     except FFmpegError as error:
-        raise VideoError(f"{path} breaks off while it is read ({error}). Fetch or copy it again.") from error
+        if not allow_cut:
+            raise VideoError(f"{path} breaks off while it is read ({error}). Fetch or copy it again.") from error
+    return packets
 
 
 def decode_with_pyav(path: Path) -> Iterator[av.VideoFrame]:

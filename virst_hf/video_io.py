@@ -104,7 +104,13 @@ class VideoSource:
 
 
 def open_video(
-    source: Any, *, start: int = 0, end: int | None = None, stride: int = 1, backend: str | None = None
+    source: Any,
+    *,
+    start: int = 0,
+    end: int | None = None,
+    stride: int = 1,
+    backend: str | None = None,
+    allow_cut: bool = False,
 ) -> VideoSource:
     """Open a video.
 
@@ -120,6 +126,8 @@ def open_video(
         end (`int`, *optional*): Frame to stop before; the end when not given.
         stride (`int`, *optional*, defaults to 1): Take every `stride`-th frame.
         backend (`str`, *optional*): `"decord"` or `"pyav"`, to force a decoder for a file.
+        allow_cut (`bool`, *optional*, defaults to `False`): Open a file whose end is missing all the same, with as
+            many frames as its header promises: the error comes when it is read, behind the last frame that is there.
 
     Returns:
         [`VideoSource`]: The frames.
@@ -130,7 +138,7 @@ def open_video(
     if isinstance(source, VideoSource):
         video = source
     elif isinstance(source, str | os.PathLike):
-        video = _open_path(Path(source).expanduser(), backend)
+        video = _open_path(Path(source).expanduser(), backend, allow_cut)
     elif isinstance(source, Image.Image):
         video = _open_array(_image_array(source, "the image")[None], "the image", is_image=True)
     elif isinstance(source, list | tuple):
@@ -206,7 +214,7 @@ def _is_frame_file(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _open_path(path: Path, backend: str | None) -> VideoSource:
+def _open_path(path: Path, backend: str | None, allow_cut: bool) -> VideoSource:
     if path.is_dir():
         frames = sorted(filter(_is_frame_file, path.iterdir()), key=natural_key)
         if not frames:
@@ -216,7 +224,7 @@ def _open_path(path: Path, backend: str | None) -> VideoSource:
         raise VideoError(f"There is no file or folder {path}.")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return _open_array(_image_array(path, str(path))[None], str(path), is_image=True)
-    info = probe_file(path)
+    info = probe_file(path, allow_cut)
     return VideoSource(
         str(path),
         info.num_frames,
