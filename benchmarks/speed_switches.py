@@ -30,8 +30,7 @@ __all__ = ["COMPILED", "SWITCHES", "measure_all", "quality_of", "speed_of"]
 COMPILED = "compile_inference"
 SWITCHES = {
     "exact": InferencePreset(),
-    "fast": FAST,
-    "dtype=bfloat16": InferencePreset(dtype="bfloat16"),
+    "fast": FAST,  # dtype=bfloat16
     "encoder_dtype=bfloat16": InferencePreset(encoder_dtype="bfloat16"),
     "recent=3": InferencePreset(TrackingOptions(recent=3)),
     "pool=2": InferencePreset(TrackingOptions(pool=2)),

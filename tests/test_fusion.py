@@ -5,6 +5,7 @@ import torch
 
 from virst_hf import VirstFusionConfig
 from virst_hf.modules.fusion import FrameAwareTokenizer, RotaryCrossAttention, VirstInitialFusion, VirstPromptDecoder
+from virst_hf.modules import rotary
 from virst_hf.modules.rotary import AxialRotaryAttention, axial_rotary_table, rotary_table, rotate_pairs
 
 CONFIG = VirstFusionConfig(num_seg_tokens=3, num_heads=2, prompter_feedforward=32)
@@ -50,6 +51,32 @@ def test_tables_do_not_come_from_inference_mode():
     x = torch.randn(1, 9, 8, requires_grad=True)
     attention(x, x, x).sum().backward()
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("scores", [1, 150, 1 << 20])
+def test_attention_in_parts_is_attention(monkeypatch, scores):
+    monkeypatch.setattr(rotary, "SCORES_AT_A_TIME", scores)
+    q, k, v = (torch.randn(3, 2, n, 8, dtype=torch.float64) for n in (7, 10, 10))
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert torch.allclose(rotary.attend_in_parts(q, k, v), want)
+
+
+def test_bfloat16_on_a_cpu_attends_in_parts_at_inference_only(monkeypatch):
+    torch.manual_seed(0)
+    exact = AxialRotaryAttention(embedding_dim=16, num_heads=1, rope_k_repeat=True).eval()
+    q, memory = torch.randn(2, 16, 16), torch.randn(2, 16 * 3 + 5, 16)
+    want = exact(q, memory, memory, num_k_exclude_rope=5)
+    half, parts = exact.to(torch.bfloat16), []
+    attend = rotary.attend_in_parts
+    monkeypatch.setattr(rotary, "attend_in_parts", lambda *args: parts.append(1) or attend(*args))
+    inputs = [x.to(torch.bfloat16) for x in (q, memory, memory)]
+    trained = half(*inputs, num_k_exclude_rope=5)
+    assert not parts
+    with torch.no_grad():
+        got = half(*inputs, num_k_exclude_rope=5)
+    assert parts and got.dtype == torch.bfloat16
+    for found in (got, trained):
+        assert torch.allclose(found.float(), want, atol=0.03)
 
 
 def test_tokenizer_sizes_follow_the_map():

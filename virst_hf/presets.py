@@ -36,8 +36,8 @@ class InferencePreset:
     ```python
     >>> from virst_hf import FAST, InferencePreset
     >>> from virst_hf.untrained import untrained_model
-    >>> FAST.prepare(untrained_model()).dtype, FAST.tracking.pool
-    (torch.bfloat16, 2)
+    >>> FAST.prepare(untrained_model()).dtype
+    torch.bfloat16
     >>> model = InferencePreset(encoder_dtype="bfloat16").prepare(untrained_model())
     >>> model.dtype, next(model.model.segmenter.image_encoder.parameters()).dtype
     (torch.float32, torch.bfloat16)
@@ -76,9 +76,9 @@ class InferencePreset:
         return model
 
 
-# Recent CPUs and GPUs calculate in bfloat16 themselves, but attention gains little by it on a CPU; it gains by fewer
-# tokens. No frame is skipped: what moves would be drawn twice.
-FAST = InferencePreset(TrackingOptions(pool=2), dtype="bfloat16")
+# All weights in bfloat16, in which recent CPUs and GPUs calculate themselves: it costs next to nothing in J&F. Pooled or
+# fewer memories would be faster still, and cost more; frames that are skipped are lost where something moves.
+FAST = InferencePreset(dtype="bfloat16")
 PRESETS: Mapping[str, InferencePreset] = MappingProxyType({"exact": InferencePreset(), "fast": FAST})
 
 
