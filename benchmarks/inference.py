@@ -42,6 +42,7 @@ from release_schedule import anchors_of, release_encoder_calls, seg_frames_of, s
 from tqdm import tqdm
 
 from virst_hf import VirstForVideoSegmentation, VirstProcessor
+from virst_hf.cli.options import at_least
 from virst_hf.errors import VirstError
 from virst_hf.modules.tracker import EXACT
 from virst_hf.presets import FAST
@@ -292,17 +293,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """A whole number of the command line."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, found {text}")
-        return int(text)
-
-    return parse
-
-
 def usable_device(text: str) -> str:
     """A device of the command line that is there."""
     try:
@@ -344,7 +334,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     cases = make_cases(args)
     if not cases:
-        parser.error(f"there is no row: only the mode exact is run on more than {COMPARED_UP_TO} frames")
+        modes = " and ".join(args.modes)
+        parser.error(f"there is no row: {modes} are not run on more than {COMPARED_UP_TO} frames, only exact is")
     rows: list[dict[str, Any]] = []
     try:
         for row in tqdm(rows_of(cases), total=len(cases), disable=None):

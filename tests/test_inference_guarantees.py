@@ -19,17 +19,12 @@ from virst_hf.modules.text import unpad_rows
 from virst_hf.modules.tracker import MemoryEntry
 from virst_hf.presets import PRESETS, get_preset
 from virst_hf.sampling import closest_anchors, inference_anchors
-from virst_hf.untrained import untrained_model, untrained_processor
+from virst_hf.untrained import untrained_model
 
 
 @pytest.fixture(scope="module")
 def model() -> VirstForVideoSegmentation:
     return untrained_model()
-
-
-@pytest.fixture(scope="module")
-def processor() -> VirstProcessor:
-    return untrained_processor()
 
 
 def texts_of(count: int) -> list[str]:

@@ -9,18 +9,11 @@ from test_streaming import video
 
 from virst_hf import TrackingOptions, VirstForVideoSegmentation, VirstProcessor, VirstSession
 from virst_hf.errors import VideoError, VirstError
-from virst_hf.untrained import untrained_model, untrained_processor
 
 
 @pytest.fixture(scope="module")
-def model() -> VirstForVideoSegmentation:
-    torch.manual_seed(0)
-    return untrained_model().eval()
-
-
-@pytest.fixture(scope="module")
-def processor() -> VirstProcessor:
-    return untrained_processor()
+def model(shared_model: VirstForVideoSegmentation) -> VirstForVideoSegmentation:
+    return shared_model
 
 
 def segment(

@@ -15,21 +15,14 @@ from virst_hf.frame_reader import LazyFrames, read_ahead
 from virst_hf.modules.frame_store import FrameStore
 from virst_hf.modules.tracker import MemoryEntry, TrackingOptions
 from virst_hf.streaming import WindowTracker, windows_of
-from virst_hf.untrained import untrained_model, untrained_processor
 from virst_hf.video_io import VideoSource
 
 TEXTS = ["the red square", "what moves to the left?", "the cat"]
 
 
 @pytest.fixture(scope="module")
-def model() -> VirstForVideoSegmentation:
-    torch.manual_seed(0)
-    return untrained_model().eval()
-
-
-@pytest.fixture(scope="module")
-def processor() -> VirstProcessor:
-    return untrained_processor()
+def model(shared_model: VirstForVideoSegmentation) -> VirstForVideoSegmentation:
+    return shared_model
 
 
 def video(num_frames: int, seed: int = 0) -> np.ndarray:
