@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -156,8 +157,8 @@ def test_speed_options_reach_the_stream(model: Path, folder: Path, tmp_path: Pat
         check_results(tmp_path / str(index), ["it"], FRAMES, HEIGHT, WIDTH)
     half, full = torch.bfloat16, torch.float32
     assert seen == [
-        (half, half, virst_hf.TrackingOptions(pool=2)),
-        (full, full, virst_hf.TrackingOptions(recent=1, stride=2, pool=2)),
+        (half, half, virst_hf.FAST.tracking),
+        (full, full, replace(virst_hf.FAST.tracking, recent=1, stride=2)),
         "compiled",
         (full, half, virst_hf.TrackingOptions(pool=4, chunk=1)),
     ]
