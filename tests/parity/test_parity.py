@@ -178,8 +178,8 @@ def streamed_logits(model, parity, rows, monkeypatch, policy):
 
 
 @pytest.mark.parametrize("way", ["uniform", "windowed", "chunks", "compiled"])
-def test_masks_of_every_way(parity, parity_model, views, ids, segmented, monkeypatch, way):
-    """As a stream, without features that are kept and in chunks beside another text, and compiled."""
+def test_masks_of_every_way(parity, parity_model, views, ids, video, segmented, monkeypatch, way):
+    """As a stream, in chunks beside another text, and compiled."""
     expected, model = segmented.mask_logits[0], parity_model
     if way in ("uniform", "windowed"):
         got = streamed_logits(model, parity, ids, monkeypatch, way)[0]
@@ -187,7 +187,7 @@ def test_masks_of_every_way(parity, parity_model, views, ids, segmented, monkeyp
         other = ids[0].clone()
         other[-60] = (other[-60] + 7) % 1000  # another word behind the video
         rows = torch.stack((other, ids[0]))
-        got = model.segment(rows, tracking=TrackingOptions(chunk=1), **views).mask_logits[1]
+        got = model.segment(rows, tracking=TrackingOptions(chunk=1), features=video).mask_logits[1]
     else:
         model = copy.deepcopy(model)
         torch._dynamo.reset()
