@@ -27,9 +27,6 @@ from virst_hf.sampling import inference_anchors, seg_frame_positions, vlm_frame_
 
 __all__ = ["KeptMemory", "anchors_of", "release_encoder_calls", "seg_frames_of", "segment_as_release"]
 
-# Of the T_seg frames for a fusion, as many go through the encoder together as on the exact path.
-FRAMES_PER_BATCH = 4
-
 
 def seg_frames_of(num_frames: int, processor: VirstProcessor) -> list[int]:
     """Source frames of the `T_seg` frames of a video; in a padded one the last repeats."""
@@ -90,8 +87,11 @@ class ReleaseVideo:
         return self.segmenter.encode_frames(self.frames[index : index + 1])
 
     def maps(self, frames: list[int]) -> Tensor:
-        """Stride-16 maps for a fusion; a frame that repeats is encoded as often."""
-        parts = [frames[start : start + FRAMES_PER_BATCH] for start in range(0, len(frames), FRAMES_PER_BATCH)]
+        """Stride-16 maps for a fusion; a frame that repeats is encoded as often.
+
+        As many go through the encoder together as on the exact path.
+        """
+        parts = torch.tensor(frames).split(self.segmenter.frames_per_batch)
         return torch.cat([self.segmenter.encode_frames(self.frames[part]).top for part in parts])
 
 

@@ -13,7 +13,7 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from virst_hf import VirstSegmenterConfig
 from virst_hf.modules.frame_store import FrameStore
-from virst_hf.modules.segmenter import VirstSegmenter
+from virst_hf.modules.segmenter import FrameFeatures, VirstSegmenter
 from virst_hf.modules.tracker import AnchorMemory, track_supervised_frames, track_video
 
 # SAM2Base fixes the sizes of its decoder, so these keep the defaults.
@@ -194,3 +194,19 @@ def test_frame_store_encodes_each_frame_once(pair, monkeypatch):
             assert torch.allclose(store(t).top, ours.encode_frames(frames[t : t + 1]).top, atol=1e-4)
     assert sum(seen) == 2 * len(frames)  # once by the store, once by this test
     assert len(store.window) <= 4
+
+
+@pytest.mark.parametrize(
+    ("side", "device", "wanted"),
+    [(64, "cpu", 4), (256, "cpu", 4), (512, "cpu", 1), (1024, "cpu", 1), (1024, "meta", 4)],
+)
+def test_large_frames_are_encoded_one_by_one_on_a_cpu(pair, monkeypatch, side, device, wanted):
+    ours, _, frames, _ = pair
+    monkeypatch.setattr(ours, "image_size", side)
+    monkeypatch.setattr(type(ours), "device", torch.device(device))
+    assert ours.frames_per_batch == wanted
+    maps = FrameFeatures(*torch.zeros(3, len(frames), 1, 1, 1))
+    monkeypatch.setattr(ours, "encode_frames", lambda pixels: maps)
+    store = FrameStore(ours, frames, pinned=[])
+    store(0)
+    assert len(store.window) == wanted

@@ -26,7 +26,7 @@ class VideoEncodingMixin:
         num_seg_frames: Tensor | None = None,
         keep_frames: bool = True,
         supervised: Sequence[Sequence[int]] | None = None,
-        frames_per_batch: int = 4,
+        frames_per_batch: int | None = None,
         **_: object,
     ) -> list[VirstVideoFeatures]:
         """Everything about the videos of a batch that does not depend on an expression.
@@ -48,7 +48,9 @@ class VideoEncodingMixin:
                 full size in float32. `False` holds the `T_seg` frames and encodes the others as tracking reaches them.
             supervised (`Sequence[Sequence[int]]`, *optional*):
                 For training: the source frames of each video that will be decoded. Only they keep their finer maps.
-            frames_per_batch (`int`, *optional*, defaults to 4): Frames that go through the SAM encoder together.
+            frames_per_batch (`int`, *optional*):
+                Frames that go through the SAM encoder together. When not given four; on a CPU as many as have
+                512 x 512 pixels together, where more only cost memory and time.
 
         Returns:
             `list[VirstVideoFeatures]`: One a video.

@@ -27,7 +27,8 @@ class FrameStore:
         pinned (`Iterable[int]`): Frames to hold.
         detailed (`Iterable[int]`, *optional*):
             Pinned frames that will be decoded. The others keep their stride-16 map only. All when not given.
-        batch_size (`int`, *optional*, defaults to 4): Frames that go through the encoder together.
+        batch_size (`int`, *optional*): Frames that go through the encoder together; `segmenter.frames_per_batch` when
+            not given.
         release (`bool`, *optional*, defaults to `False`): Drop a pinned frame once it was given: for one pass only.
     """
 
@@ -37,12 +38,12 @@ class FrameStore:
         pixel_values: Tensor | LazyFrames,
         pinned: Iterable[int],
         detailed: Iterable[int] | None = None,
-        batch_size: int = 4,
+        batch_size: int | None = None,
         release: bool = False,
     ) -> None:
         self.segmenter = segmenter
         self.pixel_values = pixel_values
-        self.batch_size = batch_size
+        self.batch_size = segmenter.frames_per_batch if batch_size is None else batch_size
         self.release = release
         # Ascending frames that will be asked for; all of them when not set.
         self.wanted: Sequence[int] | None = None
@@ -54,8 +55,8 @@ class FrameStore:
         self.tops: dict[int, Tensor] = {i: frame.top for i, frame in self.pinned.items()}
         with torch.no_grad():  # the stride-16 map comes from the frozen encoder alone
             rest = [i for i in frames if i not in fine]
-            for start in range(0, len(rest), batch_size):
-                part = rest[start : start + batch_size]
+            for start in range(0, len(rest), self.batch_size):
+                part = rest[start : start + self.batch_size]
                 self.tops.update({i: frame.top for i, frame in self.encode(part).items()})
 
     def __len__(self) -> int:
